@@ -1,0 +1,6 @@
+//! The CPU backend: the same operations on host pointers. Right first, and on all cores.
+
+/// Threads that operations run on.
+pub fn threads() -> i32 {
+    rayon::current_num_threads() as i32
+}

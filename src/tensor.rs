@@ -1,0 +1,150 @@
+//! Validated tensors: what an operation's checks make of the caller's `moe_tensor_t`.
+
+use crate::abi::types::*;
+use crate::check::{address, elements, range};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+
+/// A row-major matrix [rows, columns]; a vector is one row or, with one column, contiguous rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix {
+    pub dtype: Dtype,
+    pub data: *mut u8,
+    /// Elements from one row to the next.
+    pub pitch: i64,
+}
+
+// SAFETY: an address and its type; what is done with it is each backend's own proof.
+unsafe impl Send for Matrix {}
+unsafe impl Sync for Matrix {}
+
+/// One matrix a group: stacked, or by a device array of pointers.
+#[derive(Clone, Copy, Debug)]
+pub struct Grouped {
+    pub dtype: Dtype,
+    /// NULL where `pointers` is given.
+    pub data: *mut u8,
+    pub pitch: i64,
+    pub group_stride: i64,
+    pub pointers: *const *mut u8,
+}
+
+// SAFETY: as for Matrix.
+unsafe impl Send for Grouped {}
+unsafe impl Sync for Grouped {}
+
+pub fn is_absent(tensor: &moe_tensor_t) -> bool {
+    tensor.data.is_null() && tensor.pointers.is_null()
+}
+
+/// A required [rows, columns] tensor; its data may be NULL when it has no elements.
+pub fn matrix(argument: &str, tensor: &moe_tensor_t, allowed: &[Dtype], rows: i64, columns: i64) -> Result<Matrix> {
+    if is_absent(tensor) && rows > 0 && columns > 0 {
+        return Err(Error::argument(format!("{argument}.data"), "NULL", "required here"));
+    }
+    let grouped = checked(argument, tensor, allowed, 1, rows, columns)?;
+    if !grouped.pointers.is_null() {
+        return Err(Error::argument(format!("{argument}.pointers"), "not NULL", "NULL: this tensor has no groups"));
+    }
+    Ok(Matrix { dtype: grouped.dtype, data: grouped.data, pitch: grouped.pitch })
+}
+
+pub fn optional_matrix(
+    argument: &str,
+    tensor: &moe_tensor_t,
+    allowed: &[Dtype],
+    rows: i64,
+    columns: i64,
+) -> Result<Option<Matrix>> {
+    if is_absent(tensor) { Ok(None) } else { matrix(argument, tensor, allowed, rows, columns).map(Some) }
+}
+
+/// A required contiguous vector. [T, K] given with row_pitch K is one of T*K elements.
+pub fn vector(argument: &str, tensor: &moe_tensor_t, allowed: &[Dtype], length: i64, row: i64) -> Result<Matrix> {
+    let pitch = tensor.row_pitch;
+    if pitch != 0 && pitch != row {
+        return Err(Error::argument(format!("{argument}.row_pitch"), pitch, format!("0 or {row}: contiguous")));
+    }
+    let packed = moe_tensor_t { row_pitch: 0, ..*tensor };
+    matrix(argument, &packed, allowed, length, 1)
+}
+
+pub fn optional_vector(
+    argument: &str,
+    tensor: &moe_tensor_t,
+    allowed: &[Dtype],
+    length: i64,
+    row: i64,
+) -> Result<Option<Matrix>> {
+    if is_absent(tensor) { Ok(None) } else { vector(argument, tensor, allowed, length, row).map(Some) }
+}
+
+/// A required [groups, rows, columns] tensor, stacked or by pointers.
+pub fn grouped(
+    argument: &str,
+    tensor: &moe_tensor_t,
+    allowed: &[Dtype],
+    groups: i64,
+    rows: i64,
+    columns: i64,
+) -> Result<Grouped> {
+    if is_absent(tensor) {
+        return Err(Error::argument(format!("{argument}.data"), "NULL", "data or pointers, required here"));
+    }
+    checked(argument, tensor, allowed, groups, rows, columns)
+}
+
+pub fn optional_grouped(
+    argument: &str,
+    tensor: &moe_tensor_t,
+    allowed: &[Dtype],
+    groups: i64,
+    rows: i64,
+    columns: i64,
+) -> Result<Option<Grouped>> {
+    if is_absent(tensor) { Ok(None) } else { grouped(argument, tensor, allowed, groups, rows, columns).map(Some) }
+}
+
+fn checked(
+    argument: &str,
+    tensor: &moe_tensor_t,
+    allowed: &[Dtype],
+    groups: i64,
+    rows: i64,
+    columns: i64,
+) -> Result<Grouped> {
+    let name = |field: &str| format!("{argument}.{field}");
+    let size = size_of::<moe_tensor_t>();
+    if tensor.struct_size as usize != size {
+        return Err(Error::argument(
+            name("struct_size"),
+            tensor.struct_size,
+            format!("{size}, as MOE_TENSOR_INIT sets it"),
+        ));
+    }
+    if tensor.reserved != [0; 4] {
+        return Err(Error::argument(name("reserved"), "not 0", "0"));
+    }
+    let dtype = Dtype::check(&name("dtype"), tensor.dtype, allowed)?;
+    if tensor.scale_kind != MOE_SCALE_NONE && !matches!(dtype, Dtype::Fp8E4m3 | Dtype::Fp8E5m2) {
+        return Err(Error::argument(name("scale_kind"), tensor.scale_kind, "MOE_SCALE_NONE: only FP8 has scales"));
+    }
+    if !tensor.data.is_null() && !tensor.pointers.is_null() {
+        return Err(Error::argument(name("pointers"), "not NULL", "NULL where data is given"));
+    }
+    address(&name("data"), tensor.data.cast(), dtype.size() as usize)?;
+    address(&name("pointers"), tensor.pointers.cast(), 8)?;
+    let pitch = match tensor.row_pitch {
+        0 => columns,
+        given => range(&name("row_pitch"), given, if rows > 1 { columns } else { 0 }..=i64::MAX)?,
+    };
+    let extent = elements(argument, &[rows, pitch])?;
+    let group_stride = match tensor.group_stride {
+        0 => extent,
+        given => {
+            range(&name("group_stride"), given, if groups > 1 { extent - (pitch - columns) } else { 0 }..=i64::MAX)?
+        }
+    };
+    elements(argument, &[groups, group_stride, dtype.size()])?;
+    Ok(Grouped { dtype, data: tensor.data.cast(), pitch, group_stride, pointers: tensor.pointers.cast() })
+}
