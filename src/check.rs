@@ -93,6 +93,10 @@ pub fn count(argument: &str, count: &moe_count_t, bound: i64) -> Result<Count> {
     Ok(Count { bound, device: count.device.cast(), wide })
 }
 
+// SAFETY: an address; reading it is each backend's own proof.
+unsafe impl Send for Count {}
+unsafe impl Sync for Count {}
+
 /// Whether an output is added to: known on the host, or a device integer to look at.
 #[derive(Clone, Copy, Debug)]
 pub struct OutputMode {
@@ -100,6 +104,10 @@ pub struct OutputMode {
     /// Replaces `add` when not NULL.
     pub device: *const i32,
 }
+
+// SAFETY: as for Count.
+unsafe impl Send for OutputMode {}
+unsafe impl Sync for OutputMode {}
 
 pub fn output_mode(argument: &str, mode: &moe_output_mode_t) -> Result<OutputMode> {
     let value = self::mode(&format!("{argument}.mode"), mode.mode, MOE_OUTPUT_FROM_DEVICE)?;

@@ -1,5 +1,7 @@
 //! The CPU backend: the same operations on host pointers. Right first, and on all cores.
 
+pub mod element;
+
 /// Threads that operations run on.
 pub fn threads() -> i32 {
     rayon::current_num_threads() as i32
