@@ -4,6 +4,7 @@ use std::ffi::c_void;
 
 use crate::abi::context::*;
 use crate::abi::types::*;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::{cpu, log, report};
 
@@ -71,6 +72,14 @@ impl moe_context_t {
             return Err(Error::argument("stream", format!("{stream:?}"), "NULL on the CPU"));
         }
         Ok(())
+    }
+
+    /// FP64 is the CPU backend's alone.
+    pub fn serves(&self, argument: &str, dtype: Dtype) -> Result<()> {
+        if matches!(self.backend, Backend::Cpu) || dtype != Dtype::Fp64 {
+            return Ok(());
+        }
+        Err(Error::unsupported(format!("{argument} is FP64; only the CPU backend computes in it")))
     }
 
     /// Runs a CPU operation with the caller's report; under MOE_CHECK=1 a fault becomes the status.

@@ -18,6 +18,13 @@ pub struct Matrix {
 unsafe impl Send for Matrix {}
 unsafe impl Sync for Matrix {}
 
+impl Matrix {
+    /// Where row `row` begins.
+    pub fn row<E>(&self, row: i64) -> *mut E {
+        self.data.cast::<E>().wrapping_offset((row * self.pitch) as isize)
+    }
+}
+
 /// One matrix a group: stacked, or by a device array of pointers.
 #[derive(Clone, Copy, Debug)]
 pub struct Grouped {

@@ -33,13 +33,20 @@ pub trait Real:
     fn ln_1p(self) -> Self;
     fn sqrt(self) -> Self;
     fn tanh(self) -> Self;
+    fn erf(self) -> Self;
     fn is_nan(self) -> bool;
     fn max(self, other: Self) -> Self;
     fn min(self, other: Self) -> Self;
 }
 
+// The C library's, which std is linked with and does not export.
+unsafe extern "C" {
+    safe fn erf(value: f64) -> f64;
+    safe fn erff(value: f32) -> f32;
+}
+
 macro_rules! real {
-    ($kind:ident) => {
+    ($kind:ident, $erf:ident) => {
         impl Real for $kind {
             const NEG_INFINITY: Self = $kind::NEG_INFINITY;
             fn from_f64(value: f64) -> Self {
@@ -63,6 +70,9 @@ macro_rules! real {
             fn tanh(self) -> Self {
                 $kind::tanh(self)
             }
+            fn erf(self) -> Self {
+                $erf(self)
+            }
             fn is_nan(self) -> bool {
                 $kind::is_nan(self)
             }
@@ -76,8 +86,8 @@ macro_rules! real {
     };
 }
 
-real!(f32);
-real!(f64);
+real!(f32, erff);
+real!(f64, erf);
 
 /// A stored floating-point element.
 pub trait Element: Copy + Send + Sync + Default + 'static {

@@ -1,5 +1,6 @@
 //! The CPU backend: the same operations on host pointers. Right first, and on all cores.
 
+pub mod activation;
 pub mod element;
 
 /// Threads that operations run on.

@@ -1,0 +1,193 @@
+//! Activations on the CPU: a row at a time, in fp32 or, for fp64 rows, in fp64.
+
+use rayon::prelude::*;
+
+use crate::cpu::element::{Element, Real, load, store, true_count, with_element};
+use crate::ops::activation::{Activation, Backward, Curve, Forward};
+use crate::report::Report;
+use crate::tensor::Matrix;
+
+/// The smallest piece of work worth a thread of its own, in elements.
+const PIECE: i64 = 4096;
+
+/// An activation with its constants in the type that it is computed in.
+struct Formula<R> {
+    curve: Curve,
+    alpha: R,
+    limit: R,
+    shift: R,
+}
+
+impl<R: Real> Formula<R> {
+    fn new(activation: &Activation) -> Self {
+        let real = R::from_f64;
+        Formula {
+            curve: activation.curve,
+            alpha: real(activation.alpha),
+            limit: real(activation.limit),
+            shift: real(activation.shift),
+        }
+    }
+
+    /// The curve's value and its slope. NaN stays NaN; the slope of a kink is that of the side below it.
+    #[inline(always)]
+    fn curve(&self, x: R) -> (R, R) {
+        let real = R::from_f64;
+        let (zero, half, one) = (real(0.0), real(0.5), real(1.0));
+        match self.curve {
+            Curve::Swish => {
+                let s = one / (one + (-(self.alpha * x)).exp());
+                (x * s, s * (one + self.alpha * x * (one - s)))
+            }
+            Curve::GeluErf => {
+                let cdf = half * (one + (x * real(std::f64::consts::FRAC_1_SQRT_2)).erf());
+                let density = (-(half * x * x)).exp() * real(0.3989422804014327);
+                (x * cdf, cdf + x * density)
+            }
+            Curve::GeluTanh => {
+                let (a, b) = (real(0.7978845608028654), real(0.044715));
+                // tanh is +-1 to the last bit from here on, and x^2 would overflow.
+                let c = x.max(real(-10.0)).min(real(10.0));
+                let t = (a * c * (one + b * c * c)).tanh();
+                let slope = half * x * (one - t * t) * a * (one + real(3.0) * b * c * c);
+                (half * x * (one + t), half * (one + t) + slope)
+            }
+            Curve::Relu if x <= zero => (zero, zero),
+            Curve::Relu => (x, one),
+            Curve::Relu2 if x <= zero => (zero, zero),
+            Curve::Relu2 => (x * x, x + x),
+        }
+    }
+
+    /// The gate and what up contributes, both clamped; where each still moves with its input.
+    #[inline(always)]
+    fn clamp(&self, gate: R, up: R) -> (R, R, bool, bool) {
+        let (gate_moves, low, high) = (!(gate > self.limit), up < -self.limit, up > self.limit);
+        let gate = if gate_moves { gate } else { self.limit };
+        let up = if low {
+            -self.limit
+        } else if high {
+            self.limit
+        } else {
+            up
+        };
+        (gate, up + self.shift, gate_moves, !(low || high))
+    }
+
+    #[inline(always)]
+    fn gated(&self, gate: R, up: R) -> R {
+        let (gate, up, ..) = self.clamp(gate, up);
+        self.curve(gate).0 * up
+    }
+
+    /// act, d act / d gate and d act / d up.
+    #[inline(always)]
+    fn gated_gradient(&self, gate: R, up: R) -> (R, R, R) {
+        let zero = R::default();
+        let (gate, up, gate_moves, up_moves) = self.clamp(gate, up);
+        let (value, slope) = self.curve(gate);
+        (value * up, if gate_moves { slope * up } else { zero }, if up_moves { value } else { zero })
+    }
+}
+
+impl Activation {
+    /// Stretches of columns that lie together: (columns of act, first column of the gate, first of up).
+    fn stretches(&self) -> impl Iterator<Item = (std::ops::Range<usize>, usize, usize)> {
+        let (block, ffn, up_first) = (self.block as usize, self.ffn as usize, self.up_first);
+        (0..ffn).step_by(block).map(move |start| {
+            let (near, far) = (2 * start, 2 * start + block);
+            let (gate, up) = if up_first { (far, near) } else { (near, far) };
+            (start..start + block, gate, up)
+        })
+    }
+
+    /// y[f] = weight * act(h).
+    ///
+    /// # Safety
+    /// `h` and `y` are rows of their lengths that nobody else writes.
+    pub unsafe fn forward_row<E: Element>(&self, h: *const E, y: *mut E, weight: E::Real) {
+        let formula = Formula::new(self);
+        let read = |column: usize| unsafe { h.add(column).read() }.to_real();
+        for (columns, gate, up) in self.stretches() {
+            for (i, column) in columns.enumerate() {
+                let act = if self.gated {
+                    formula.gated(read(gate + i), read(up + i))
+                } else {
+                    formula.curve(read(column)).0
+                };
+                unsafe { y.add(column).write(E::from_real(weight * act)) };
+            }
+        }
+    }
+
+    /// dh = act'(h) * weight * dact; weighted_act = weight * act(h) unless NULL. Gives back <dact, act(h)>.
+    ///
+    /// # Safety
+    /// All are rows of their lengths that nobody else writes; `dh` may be `h`, and `weighted_act` may be `dact`.
+    pub unsafe fn backward_row<E: Element>(
+        &self,
+        h: *const E,
+        dact: *const E,
+        dh: *mut E,
+        weighted_act: *mut E,
+        weight: E::Real,
+    ) -> E::Real {
+        let formula = Formula::new(self);
+        let read = |row: *const E, column: usize| unsafe { row.add(column).read() }.to_real();
+        let write = |row: *mut E, column: usize, value| unsafe { row.add(column).write(E::from_real(value)) };
+        let mut dot = E::Real::default();
+        for (columns, gate, up) in self.stretches() {
+            for (i, column) in columns.enumerate() {
+                let d = read(dact, column);
+                let act = if self.gated {
+                    let (act, dgate, dup) = formula.gated_gradient(read(h, gate + i), read(h, up + i));
+                    write(dh, gate + i, weight * d * dgate);
+                    write(dh, up + i, weight * d * dup);
+                    act
+                } else {
+                    let (act, slope) = formula.curve(read(h, column));
+                    write(dh, column, weight * d * slope);
+                    act
+                };
+                dot += d * act;
+                if !weighted_act.is_null() {
+                    write(weighted_act, column, weight * act);
+                }
+            }
+        }
+        dot
+    }
+}
+
+/// Runs `body` for each row, on all cores.
+fn for_rows(rows: i64, columns: i64, body: impl Fn(i64) + Sync) {
+    let piece = (PIECE / columns).max(1) as usize;
+    (0..rows as usize).into_par_iter().with_min_len(piece).for_each(|row| body(row as i64));
+}
+
+/// The weight of a row; 1 where there are none.
+fn weight<R: Real>(weights: &Option<Matrix>, row: i64) -> R {
+    // SAFETY: the vector has a weight for each row.
+    R::from_f64(weights.map_or(1.0, |w| unsafe { load(w.dtype, w.data, row) }))
+}
+
+pub fn forward(p: &Forward, report: &Report) {
+    // SAFETY: the checks have found room for `rows` rows in every matrix; each row is written by one thread.
+    let rows = unsafe { true_count(&p.rows, report) };
+    with_element!(p.h.dtype, E => for_rows(rows, p.activation.hidden(), |row| unsafe {
+        p.activation.forward_row::<E>(p.h.row(row), p.y.row(row), weight(&p.row_weights, row))
+    }));
+}
+
+pub fn backward(p: &Backward, report: &Report) {
+    // SAFETY: as in `forward`.
+    let rows = unsafe { true_count(&p.rows, report) };
+    with_element!(p.h.dtype, E => for_rows(rows, p.activation.hidden(), |row| unsafe {
+        let weighted_act = p.weighted_act.map_or(std::ptr::null_mut(), |act| act.row(row));
+        let w = weight(&p.row_weights, row);
+        let dot = p.activation.backward_row::<E>(p.h.row(row), p.dy.row(row), p.dh.row(row), weighted_act, w);
+        if let Some(drow_weights) = p.drow_weights {
+            store(drow_weights.dtype, drow_weights.data, row, dot.to_f64());
+        }
+    }));
+}
