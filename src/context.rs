@@ -21,7 +21,7 @@ pub(crate) enum Backend {
 }
 
 /// The tail that every operation's call has.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Call {
     pub workspace: *mut c_void,
     pub workspace_size: u64,

@@ -13,7 +13,7 @@ const LARGEST: usize = 1 << 16;
 ///
 /// # Safety
 /// It begins with `struct_size: u32`, and all zeros is a valid value of it.
-pub unsafe trait SizedStruct: Copy {
+pub unsafe trait SizedStruct: Copy + std::fmt::Debug {
     const NAME: &'static str;
 }
 

@@ -13,6 +13,7 @@ use crate::abi::status::moe_status_t;
 use crate::abi::{SizedStruct, read};
 use crate::context::{Call, moe_context_t};
 use crate::error::{Error, Result, boundary};
+use crate::log;
 
 /// A caller's context.
 ///
@@ -37,6 +38,7 @@ unsafe fn call<D: SizedStruct, A: SizedStruct>(
     boundary(function, || {
         let (ctx, desc, args) = unsafe { (context(ctx)?, read(desc, "desc")?, read(args, "args")?) };
         ctx.check_stream(call.stream)?;
+        log::trace(|| format!("{function} {desc:?} {args:?} {call:?}"));
         op(ctx, &desc, &args, call)
     })
 }
