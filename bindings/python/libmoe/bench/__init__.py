@@ -1,0 +1,1 @@
+"""The benchmark: ``python -m libmoe.bench``. Method and targets stand in docs/benchmark.md."""

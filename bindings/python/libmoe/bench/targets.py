@@ -1,0 +1,8 @@
+"""All keys: a new one is a module with KEY, ROWS and run(), named in this list."""
+
+from __future__ import annotations
+
+from . import cpu, dispatch, host, portable, router, sinkhorn
+
+# Each module gives KEY, ROWS (shape, routing), NEEDS ("gpu" or "cpu") and run(ctx) -> (rows, detail).
+SECTIONS = (host, cpu, portable, router, sinkhorn, dispatch)
