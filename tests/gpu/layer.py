@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import libmoe
 import torch
 
 POISON = float("nan")
@@ -65,8 +66,7 @@ class Layer:
 
     def calls(self, ctx, buffers, tensors, ids):
         """Prepared plan, forward and backward."""
-        abi = ctx.abi
-        names = {torch.bfloat16: abi.MOE_DTYPE_BF16, torch.float16: abi.MOE_DTYPE_FP16, torch.float32: abi.MOE_DTYPE_FP32}
+        names = {torch.bfloat16: libmoe.DTYPE_BF16, torch.float16: libmoe.DTYPE_FP16, torch.float32: libmoe.DTYPE_FP32}
         b, t = buffers, tensors
         desc = dict(dtype=names[self.dtype], num_tokens=self.T, rows_max=b["R"], top_k=self.K, num_experts=self.E,
                     hidden_size=self.d, ffn_size=self.f)

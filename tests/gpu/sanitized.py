@@ -53,11 +53,10 @@ class Pair:
 
 
 def layer(pair, T, d, f, E, K, dtype, drop=0.0):
-    abi = pair.gpu.abi
-    code = {F32: abi.MOE_DTYPE_FP32, np.dtype(np.float16): abi.MOE_DTYPE_FP16}.get(dtype, abi.MOE_DTYPE_BF16)
+    code = {F32: libmoe.DTYPE_FP32, np.dtype(np.float16): libmoe.DTYPE_FP16}.get(dtype, libmoe.DTYPE_BF16)
     logits = pair.randn(T, E)
-    route = dict(logits_dtype=abi.MOE_DTYPE_FP32, num_tokens=T, num_experts=E, top_k=K, renormalize=abi.MOE_ON,
-                 aux_loss=abi.MOE_AUX_LOSS_MEGATRON, aux_loss_coeff=0.01, z_loss=abi.MOE_ON, z_loss_coeff=0.001)
+    route = dict(logits_dtype=libmoe.DTYPE_FP32, num_tokens=T, num_experts=E, top_k=K, renormalize=libmoe.ON,
+                 aux_loss=libmoe.AUX_LOSS_MEGATRON, aux_loss_coeff=0.01, z_loss=libmoe.ON, z_loss_coeff=0.001)
     out = pair.run("router_fwd", route, dict(logits=logits), dict(
         ids=np.zeros((T, K), I32), weights=np.zeros((T, K), F32), tokens_per_expert=np.zeros(E, I64),
         aux_counts=np.zeros((1, E), I64), aux_loss=np.zeros(1, F32), z_loss=np.zeros(1, F32)))

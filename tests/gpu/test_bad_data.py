@@ -1,5 +1,6 @@
 """Random bits where data becomes an address: skipped or clamped, reported, nothing overrun, the GPU goes on."""
 
+import libmoe
 import pytest
 import torch
 from layer import Layer
@@ -56,10 +57,10 @@ def test_a_fault_is_reported(gpu, rng):
     plan()
     buffers["token_of_row"][7] = 1 << 30
     report = torch.zeros(3, device="cuda", dtype=torch.int64)
-    desc = dict(dtype=gpu.abi.MOE_DTYPE_BF16, num_tokens=50, hidden_size=64, top_k=2, rows_max=buffers["R"], num_groups=4)
+    desc = dict(dtype=libmoe.DTYPE_BF16, num_tokens=50, hidden_size=64, top_k=2, rows_max=buffers["R"], num_groups=4)
     gpu.run("dispatch_fwd", desc, dict(
         x=layer.tensors["x"], rows=torch.empty(buffers["R"], 64, device="cuda", dtype=torch.bfloat16),
         token_of_row=buffers["token_of_row"], group_offsets=buffers["group_offsets"], report=report))
     torch.cuda.synchronize()
     what, place, value = report.tolist()
-    assert (what & 0xFFFFFFFF, place, value) == (gpu.abi.MOE_FAULT_TOKEN_INDEX, 7, 1 << 30)
+    assert (what & 0xFFFFFFFF, place, value) == (libmoe.FAULT_TOKEN_INDEX, 7, 1 << 30)

@@ -1,5 +1,6 @@
 """The chain on the GPU beside float64 torch and beside the CPU backend."""
 
+import libmoe
 import pytest
 import reference
 import torch
@@ -46,8 +47,7 @@ def test_expert_mlp(gpu, cpu, rng, dtype, kind):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_router(gpu, cpu, rng, dtype):
-    abi = gpu.abi
-    code = {torch.bfloat16: abi.MOE_DTYPE_BF16, torch.float16: abi.MOE_DTYPE_FP16, torch.float32: abi.MOE_DTYPE_FP32}[dtype]
+    code = {torch.bfloat16: libmoe.DTYPE_BF16, torch.float16: libmoe.DTYPE_FP16, torch.float32: libmoe.DTYPE_FP32}[dtype]
     for _ in range(6):
         T, E = rng.choice((1, 33, 1000, 4097)), rng.choice((2, 8, 60, 128, 1000))
         K = rng.randint(2, min(E, 16))
@@ -56,7 +56,7 @@ def test_router(gpu, cpu, rng, dtype):
         logits = ((base - E / 2) / (E / 8))[torch.randint(0, base.shape[0], (T,), device="cuda")].to(dtype)
         if logits[0].unique().numel() < E:
             continue
-        desc = dict(logits_dtype=code, num_tokens=T, num_experts=E, top_k=K, renormalize=abi.MOE_ON)
+        desc = dict(logits_dtype=code, num_tokens=T, num_experts=E, top_k=K, renormalize=libmoe.ON)
         found = {}
         for ctx, device in ((gpu, "cuda"), (cpu, "cpu")):
             ids, weights = poisoned(T, K, dtype=torch.int64, device=device), poisoned(T, K, dtype=torch.float32, device=device)
@@ -77,8 +77,7 @@ def test_router(gpu, cpu, rng, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_grouped_gemm_large(gpu, rng, dtype):
     """Tiles in the thousands, more than the CPU backend's share of time allows."""
-    abi = gpu.abi
-    code = {torch.bfloat16: abi.MOE_DTYPE_BF16, torch.float16: abi.MOE_DTYPE_FP16, torch.float32: abi.MOE_DTYPE_FP32}[dtype]
+    code = {torch.bfloat16: libmoe.DTYPE_BF16, torch.float16: libmoe.DTYPE_FP16, torch.float32: libmoe.DTYPE_FP32}[dtype]
     E, n, k, T = 16, 1536, 1024, 4096
     ids = draw_ids(rng, T, E, 2, "skewed")
     offsets = reference.plan(ids, E)["group_offsets"]
@@ -88,7 +87,7 @@ def test_grouped_gemm_large(gpu, rng, dtype):
     da, db = poisoned(R, k, dtype=dtype), torch.ones(E, n, k, device="cuda")
     desc = dict(dtype=code, rows_max=R, n=n, k=k, num_groups=E)
     gpu.run("grouped_gemm_fwd", desc, dict(a=a, b=b, c=c, group_offsets=offsets))
-    gpu.run("grouped_gemm_bwd", desc, dict(dc=dc, a=a, b=b, da=da, db=db, db_mode=(abi.MOE_OUTPUT_ADD,), group_offsets=offsets))
+    gpu.run("grouped_gemm_bwd", desc, dict(dc=dc, a=a, b=b, da=da, db=db, db_mode="add", group_offsets=offsets))
     for e in range(E):
         rows = slice(int(offsets[e]), int(offsets[e + 1]))
         A, B, D = a[rows].double(), b[e].double(), dc[rows].double()

@@ -1,5 +1,6 @@
 """The same bits, whatever else runs."""
 
+import libmoe
 import pytest
 import torch
 from layer import Layer
@@ -24,10 +25,9 @@ def test_twenty_repeats_beside_other_work(gpu, rng, dtype):
 
 def test_router_losses_repeat(gpu, rng):
     T, E, K = 10000, 64, 6
-    abi = gpu.abi
     logits = torch.randn(T, E, device="cuda")
-    desc = dict(logits_dtype=abi.MOE_DTYPE_FP32, num_tokens=T, num_experts=E, top_k=K, aux_loss=abi.MOE_AUX_LOSS_MEGATRON,
-                aux_loss_coeff=0.01, z_loss=abi.MOE_ON, z_loss_coeff=0.001)
+    desc = dict(logits_dtype=libmoe.DTYPE_FP32, num_tokens=T, num_experts=E, top_k=K, aux_loss=libmoe.AUX_LOSS_MEGATRON,
+                aux_loss_coeff=0.01, z_loss=libmoe.ON, z_loss_coeff=0.001)
     results = set()
     for _ in range(20):
         losses = torch.full((2,), float("nan"), device="cuda")

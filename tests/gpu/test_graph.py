@@ -1,5 +1,6 @@
 """Forward and backward of the layer in one CUDA graph, replayed with other inputs and another routing."""
 
+import libmoe
 import reference
 import torch
 from layer import Layer, draw_ids
@@ -11,8 +12,7 @@ def test_layer_in_a_graph(gpu, rng):
     logits = torch.randn(T, E, device="cuda")
     ids, dlogits = torch.empty(T, K, device="cuda", dtype=torch.int32), torch.empty(T, E, device="cuda")
     t, b = layer.tensors, layer.buffers(gpu, "cuda")
-    abi = gpu.abi
-    route = dict(logits_dtype=abi.MOE_DTYPE_FP32, num_tokens=T, num_experts=E, top_k=K, renormalize=abi.MOE_ON)
+    route = dict(logits_dtype=libmoe.DTYPE_FP32, num_tokens=T, num_experts=E, top_k=K, renormalize=libmoe.ON)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         calls = [

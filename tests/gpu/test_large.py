@@ -1,5 +1,6 @@
 """More than 2^31 elements."""
 
+import libmoe
 import pytest
 import reference
 import torch
@@ -25,7 +26,7 @@ def test_dispatch_and_combine(gpu, big):
     inverse = torch.empty_like(perm)
     inverse[perm.long()] = torch.arange(R, device="cuda", dtype=torch.int32)
     offsets = torch.tensor([0, R // 3, R], device="cuda")
-    desc = dict(dtype=gpu.abi.MOE_DTYPE_BF16, num_tokens=T, hidden_size=d, top_k=1, rows_max=R, num_groups=2)
+    desc = dict(dtype=libmoe.DTYPE_BF16, num_tokens=T, hidden_size=d, top_k=1, rows_max=R, num_groups=2)
     rows, y = torch.empty_like(big), torch.empty_like(big)
     gpu.run("dispatch_fwd", desc, dict(x=big, rows=rows, token_of_row=perm, group_offsets=offsets))
     gpu.run("combine_fwd", desc, dict(rows=rows, row_of_slot=inverse, y=y))
@@ -40,7 +41,7 @@ def test_grouped_gemm(gpu, big):
     b = torch.randn(E, n, k, device="cuda", dtype=torch.bfloat16) * k**-0.5
     c = torch.empty(R, n, device="cuda", dtype=torch.bfloat16)
     offsets = torch.tensor([0, 5, 5 + R // 2, R], device="cuda")
-    gpu.run("grouped_gemm_fwd", dict(dtype=gpu.abi.MOE_DTYPE_BF16, rows_max=R, n=n, k=k, num_groups=E),
+    gpu.run("grouped_gemm_fwd", dict(dtype=libmoe.DTYPE_BF16, rows_max=R, n=n, k=k, num_groups=E),
             dict(a=big, b=b, c=c, group_offsets=offsets))
     for e, rows in ((0, slice(0, 5)), (1, slice(5 + R // 2 - 300, 5 + R // 2)), (2, slice(R - 300, R))):
         ref = big[rows].double() @ b[e].double().T

@@ -5,7 +5,7 @@ import operator
 
 from . import _arrays
 from ._header import constants, prototypes, structs
-from ._library import call
+from ._library import call, library, raise_status
 
 # C element types behind raw pointers, by the arrays' names for them.
 ELEMENTS = {
@@ -68,6 +68,11 @@ class Context:
         CUstream as an integer or an object of torch or cupy; by default the current one of the arrays' library.
         Whether shapes fit the descriptor is the caller's care: the library sees addresses.
         """
+        self.prepare(name, desc, args, stream, workspace)()
+
+    def prepare(self, name, desc, args, stream=None, workspace=None):
+        """What `run` would call, as a function to be called as often as wished: structs are filled and the workspace is
+        allocated once, and stay alive with it. Without `stream` each call takes the library's current one."""
         parameters = {parameter.name: parameter for parameter in _parameters(name)}
         if not {"desc", "args", "workspace"} <= parameters.keys():
             raise TypeError(f"moe_{name} does not take a descriptor and arguments")
@@ -82,7 +87,7 @@ class Context:
             address, size.value = scratch.pointer, scratch.size * scratch.itemsize
         elif size.value:
             address = filler.contiguous("workspace", filler.allocate("scratch", size.value)).pointer
-        call(name, self._open(), ctypes.byref(desc), ctypes.byref(args), address, size.value, filler.stream)
+        return PreparedCall(self, name, desc, args, address, size, filler)
 
     def report_message(self, report):
         """A device report (24 bytes, as given to a call as `report`) in words."""
@@ -95,6 +100,22 @@ class Context:
         if not self._handle:
             raise ValueError("the context is closed")
         return self._handle
+
+
+class PreparedCall:
+    """One call of an operation on fixed arguments."""
+
+    def __init__(self, ctx, name, desc, args, workspace, size, filler):
+        self.kept = ctx, desc, args, filler
+        self.stream = filler.stream if filler.given_stream is not None else None
+        self.filler = filler
+        self.function = getattr(library(), "moe_" + name)
+        self.arguments = ctx._open(), ctypes.byref(desc), ctypes.byref(args), workspace, size.value
+
+    def __call__(self):
+        status = self.function(*self.arguments, self.filler.stream if self.stream is None else self.stream)
+        if status != 0:
+            raise_status(status)
 
 
 class _Filler:

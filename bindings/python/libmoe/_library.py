@@ -107,8 +107,13 @@ def _dotted(number):
 
 def call(name, *arguments):
     """Calls moe_<name>; a status other than success becomes its exception."""
-    loaded = library()
-    status = getattr(loaded, "moe_" + name)(*arguments)
+    status = getattr(library(), "moe_" + name)(*arguments)
     if status != 0:
-        message = loaded.moe_last_error_message().decode() or loaded.moe_status_string(status).decode()
-        raise ERRORS.get(status, Error)(status, message)
+        raise_status(status)
+
+
+def raise_status(status):
+    """The exception of this thread's last failed call."""
+    loaded = library()
+    message = loaded.moe_last_error_message().decode() or loaded.moe_status_string(status).decode()
+    raise ERRORS.get(status, Error)(status, message)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+import libmoe
+
 from . import method, record
 from .shapes import SHAPES
 
@@ -27,7 +29,7 @@ def run(ctx) -> tuple[list[dict], dict]:
             c = np.empty((rows, n), np.float32)
             ours = ctx.prepare(
                 "grouped_gemm_fwd",
-                dict(dtype=ctx.abi.MOE_DTYPE_FP32, rows_max=rows, n=n, k=k, num_groups=E),
+                dict(dtype=libmoe.DTYPE_FP32, rows_max=rows, n=n, k=k, num_groups=E),
                 dict(a=a, b=b, c=c, group_offsets=offsets),
             )
 

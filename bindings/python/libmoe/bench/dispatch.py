@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libmoe
+
 from . import layer, method, record
 from .shapes import Shape
 
@@ -22,7 +24,7 @@ def run(ctx) -> tuple[list[dict], dict]:
         x = torch.randn(s.T, s.d, device="cuda", dtype=torch.bfloat16)
         rows = torch.randn(made.rows_max, s.d, device="cuda", dtype=torch.bfloat16)
         y = torch.empty_like(x)
-        desc = dict(dtype=ctx.abi.MOE_DTYPE_BF16, num_tokens=s.T, hidden_size=s.d, top_k=s.K, rows_max=made.rows_max,
+        desc = dict(dtype=libmoe.DTYPE_BF16, num_tokens=s.T, hidden_size=s.d, top_k=s.K, rows_max=made.rows_max,
                     num_groups=s.E)
         plan = made.plan
         timings = method.time_gpu({

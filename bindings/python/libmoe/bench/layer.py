@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import libmoe
+
 from .shapes import Shape, routing
 
 
@@ -24,7 +26,7 @@ class Layer:
     def desc(self) -> dict:
         s = self.shape
         return dict(
-            dtype=self.ctx.abi.MOE_DTYPE_BF16, num_tokens=s.T, rows_max=self.rows_max, top_k=s.K, num_experts=s.E,
+            dtype=libmoe.DTYPE_BF16, num_tokens=s.T, rows_max=self.rows_max, top_k=s.K, num_experts=s.E,
             hidden_size=s.d, ffn_size=s.f,
         )
 

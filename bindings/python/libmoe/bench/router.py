@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libmoe
+
 from . import method, peers, record
 
 KEY = "router"
@@ -15,13 +17,13 @@ BYTE_RATE = 4.3e12
 def run(ctx) -> tuple[list[dict], dict]:
     import torch
 
-    abi, result, detail = ctx.abi, [], {**method.gpu_state(), "cases": {}}
+    result, detail = [], {**method.gpu_state(), "cases": {}}
     mcore = peers.megatron()
     for T, E, K in SIZES:
         sets = method.rotations(T * E * 4)
         desc = dict(
-            logits_dtype=abi.MOE_DTYPE_BF16, num_tokens=T, num_experts=E, top_k=K, aux_loss=abi.MOE_AUX_LOSS_MEGATRON,
-            aux_loss_coeff=1e-2, z_loss=abi.MOE_ON, z_loss_coeff=1e-3,
+            logits_dtype=libmoe.DTYPE_BF16, num_tokens=T, num_experts=E, top_k=K, aux_loss=libmoe.AUX_LOSS_MEGATRON,
+            aux_loss_coeff=1e-2, z_loss=libmoe.ON, z_loss_coeff=1e-3,
         )
         forwards, backwards, torches, logits = [], [], [], []
         for _ in range(sets):

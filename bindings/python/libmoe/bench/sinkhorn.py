@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import libmoe
+
 from . import method, peers, record
 
 KEY = "sinkhorn"
@@ -17,11 +19,11 @@ def limit_us(T: int, iterations: int) -> float:
 def run(ctx) -> tuple[list[dict], dict]:
     import torch
 
-    abi, result, detail = ctx.abi, [], {**method.gpu_state(), "cases": {}}
+    result, detail = [], {**method.gpu_state(), "cases": {}}
     mcore = peers.megatron()
     for T, E in SIZES:
         for scale in (1, 5):
-            desc = dict(logits_dtype=abi.MOE_DTYPE_FP32, num_tokens=T, num_experts=E, preset=abi.MOE_SINKHORN_MEGATRON)
+            desc = dict(logits_dtype=libmoe.DTYPE_FP32, num_tokens=T, num_experts=E, preset=libmoe.SINKHORN_MEGATRON)
             sets = min(8, method.rotations(T * E * 4))
             logits = [scale * torch.randn(T, E, device="cuda") for _ in range(sets)]
             iterations = torch.zeros(1, device="cuda", dtype=torch.int32)
