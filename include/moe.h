@@ -1548,7 +1548,7 @@ moe_status_t moe_dispatch_rows_max(const moe_context_t *ctx,
 
 /**
  * C_g[M_g, N] = alpha * A_g[M_g, K] * op(B_g) (+ bias_g[N]) (+ beta * C_g), rows of A sorted by group.
- * A, B: FP32, FP16 or BF16, both the same (FP64 on the CPU); C, dA, dB, dbias: that or FP32, each its own.
+ * A, B: FP32, FP16 or BF16, both the same (FP64 on the CPU); bias, C, dA, dB, dbias: that or FP32, each its own.
  */
 typedef struct moe_grouped_gemm_desc_t {
   uint32_t struct_size;
@@ -1584,11 +1584,17 @@ typedef struct moe_grouped_gemm_fwd_args_t {
   moe_output_mode_t c_mode;
   /** int64[E + 1], where each group starts; this or group_sizes. */
   const int64_t *group_offsets;
-  /** int64[E]: without group_offsets, groups lie one behind the other; with them, the true rows of padded groups. */
+  /**
+   * int64[E]: without group_offsets, groups lie one behind the other; with them, the true rows of
+   * padded groups: rows beyond them are neither read nor written.
+   */
   const int64_t *group_sizes;
   /** [E, N]; optional. */
   moe_tensor_t bias;
-  /** INT32 or INT64 [R]: row r of A is a[row_index[r]], a negative one is a row of zeros; optional. */
+  /**
+   * INT32 or INT64 [R]: row r of A is a[row_index[r]]; a negative one is a row of zeros, and so is one that
+   * is out of range, which is reported; optional.
+   */
   moe_tensor_t row_index;
   /** Rows of `a` where row_index is given. */
   int64_t a_rows;

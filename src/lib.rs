@@ -18,6 +18,7 @@ mod cpu;
 mod cuda;
 mod dtype;
 mod error;
+mod groups;
 mod log;
 mod ops;
 mod report;

@@ -4,7 +4,7 @@
 use super::types::*;
 
 /// C_g[M_g, N] = alpha * A_g[M_g, K] * op(B_g) (+ bias_g[N]) (+ beta * C_g), rows of A sorted by group.
-/// A, B: FP32, FP16 or BF16, both the same (FP64 on the CPU); C, dA, dB, dbias: that or FP32, each its own.
+/// A, B: FP32, FP16 or BF16, both the same (FP64 on the CPU); bias, C, dA, dB, dbias: that or FP32, each its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_grouped_gemm_desc_t {
@@ -43,11 +43,13 @@ pub struct moe_grouped_gemm_fwd_args_t {
     pub c_mode: moe_output_mode_t,
     /// int64[E + 1], where each group starts; this or group_sizes.
     pub group_offsets: *const i64,
-    /// int64[E]: without group_offsets, groups lie one behind the other; with them, the true rows of padded groups.
+    /// int64[E]: without group_offsets, groups lie one behind the other; with them, the true rows of
+    /// padded groups: rows beyond them are neither read nor written.
     pub group_sizes: *const i64,
     /// [E, N]; optional.
     pub bias: moe_tensor_t,
-    /// INT32 or INT64 [R]: row r of A is a[row_index[r]], a negative one is a row of zeros; optional.
+    /// INT32 or INT64 [R]: row r of A is a[row_index[r]]; a negative one is a row of zeros, and so is one that
+    /// is out of range, which is reported; optional.
     pub row_index: moe_tensor_t,
     /// Rows of `a` where row_index is given.
     pub a_rows: i64,

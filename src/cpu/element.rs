@@ -2,6 +2,7 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::check::{Count, OutputMode};
@@ -96,10 +97,14 @@ pub trait Element: Copy + Send + Sync + Default + 'static {
     type Real: Real;
     fn to_real(self) -> Self::Real;
     fn from_real(value: Self::Real) -> Self;
+    /// Many at once: `to` is as long as `from`.
+    fn widen(from: &[Self], to: &mut [Self::Real]);
+    /// Many at once, each rounded to nearest even: `to` is as long as `from`.
+    fn round(from: &[Self::Real], to: &mut [Self]);
 }
 
 macro_rules! element {
-    ($kind:ty, $dtype:ident, $real:ident, $to:expr, $from:expr) => {
+    ($kind:ty, $dtype:ident, $real:ident, $to:expr, $from:expr, $widen:expr, $round:expr) => {
         impl Element for $kind {
             const DTYPE: Dtype = Dtype::$dtype;
             type Real = $real;
@@ -111,14 +116,45 @@ macro_rules! element {
             fn from_real(value: $real) -> Self {
                 $from(value)
             }
+            fn widen(from: &[Self], to: &mut [$real]) {
+                $widen(from, to)
+            }
+            fn round(from: &[$real], to: &mut [Self]) {
+                $round(from, to)
+            }
         }
     };
 }
 
-element!(f32, Fp32, f32, |v| v, |v| v);
-element!(f64, Fp64, f64, |v| v, |v| v);
-element!(f16, Fp16, f32, f16::to_f32, f16::from_f32);
-element!(bf16, Bf16, f32, bf16::to_f32, bf16::from_f32);
+element!(f32, Fp32, f32, |v| v, |v| v, copy, copy);
+element!(f64, Fp64, f64, |v| v, |v| v, copy, copy);
+element!(f16, Fp16, f32, f16::to_f32, f16::from_f32, widen_f16, round_f16);
+element!(bf16, Bf16, f32, bf16::to_f32, bf16::from_f32, widen_bf16, round_bf16);
+
+fn copy<T: Copy>(from: &[T], to: &mut [T]) {
+    to.copy_from_slice(from);
+}
+
+fn widen_f16(from: &[f16], to: &mut [f32]) {
+    from.convert_to_f32_slice(to);
+}
+
+fn round_f16(from: &[f32], to: &mut [f16]) {
+    to.convert_from_f32_slice(from);
+}
+
+/// bf16 is the upper half of an f32: a shift, which vectorises where bf16::to_f32's look at NaN does not.
+fn widen_bf16(from: &[bf16], to: &mut [f32]) {
+    for (wide, narrow) in to.iter_mut().zip(from) {
+        *wide = f32::from_bits(u32::from(narrow.to_bits()) << 16);
+    }
+}
+
+fn round_bf16(from: &[f32], to: &mut [bf16]) {
+    for (narrow, wide) in to.iter_mut().zip(from) {
+        *narrow = bf16::from_f32(*wide);
+    }
+}
 
 /// Runs a body with `$element` bound to the Rust type of a floating-point dtype. Checks have excluded all others.
 macro_rules! with_element {

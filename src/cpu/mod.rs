@@ -2,6 +2,9 @@
 
 pub mod activation;
 pub mod element;
+mod gemm;
+pub mod grouped_gemm;
+pub mod groups;
 
 /// Threads that operations run on.
 pub fn threads() -> i32 {
