@@ -42,6 +42,17 @@ pub struct Gather {
     pub fault: i32,
 }
 
+/// What each row is multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub enum RowWeights {
+    /// 1 each.
+    One,
+    /// [R].
+    Rows(Matrix),
+    /// That of the row's slot: weights[slot_of_row[r]]; 0 where there is none, or it is out of range (reported).
+    Slots { weights: Matrix, slot_of_row: Matrix, slots: i64 },
+}
+
 /// An optional index vector of `length` rows over a source of `source_rows`.
 pub fn optional_gather(
     (argument, index): (&str, &moe_tensor_t),

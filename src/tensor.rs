@@ -23,6 +23,11 @@ impl Matrix {
     pub fn row<E>(&self, row: i64) -> *mut E {
         self.data.cast::<E>().wrapping_offset((row * self.pitch) as isize)
     }
+
+    /// The same rows from a column on.
+    pub fn columns_from(&self, column: i64) -> Self {
+        Matrix { data: self.data.wrapping_offset((column * self.dtype.size()) as isize), ..*self }
+    }
 }
 
 /// One matrix a group: stacked, or by a device array of pointers.
@@ -34,6 +39,8 @@ pub struct Grouped {
     pub pitch: i64,
     pub group_stride: i64,
     pub pointers: *const *mut u8,
+    /// Elements from where data or a pointer points to where a group's matrix begins.
+    pub offset: i64,
 }
 
 // SAFETY: as for Matrix.
@@ -153,5 +160,5 @@ fn checked(
         }
     };
     elements(argument, &[groups, group_stride, dtype.size()])?;
-    Ok(Grouped { dtype, data: tensor.data.cast(), pitch, group_stride, pointers: tensor.pointers.cast() })
+    Ok(Grouped { dtype, data: tensor.data.cast(), pitch, group_stride, pointers: tensor.pointers.cast(), offset: 0 })
 }

@@ -94,17 +94,24 @@ pub fn bias_grad(p: &BiasGrad, report: &Report) -> Result<()> {
     const COLUMNS: i64 = 256;
     // SAFETY: as above.
     let (spans, beta) = unsafe { (Spans::read(&p.groups, report), old_factor(&p.output)) };
+    let sources = p.gather.as_ref().map(|gather| unsafe { spans.sources(gather, report) });
+    let weights = unsafe { spans.weights(&p.weights, report) };
     let strips = (p.n + COLUMNS - 1) / COLUMNS;
     (0..p.groups.count * strips).into_par_iter().for_each(|task| {
         let (g, begin) = (task / strips, task % strips * COLUMNS);
         let mut sums = [0.0; COLUMNS as usize];
         let sums = &mut sums[..COLUMNS.min(p.n - begin) as usize];
         for row in spans.rows[g as usize].clone() {
+            let weight = weights.as_ref().map_or(1.0, |weights| weights[row as usize]);
+            let row = sources.as_ref().map_or(row, |sources| sources[row as usize]);
+            if row < 0 {
+                continue;
+            }
             with_element!(p.dc.dtype, E => {
                 let line = (p.dc.data as *const E).wrapping_offset((row * p.dc.pitch + begin) as isize);
                 // SAFETY: as above.
                 let line = unsafe { std::slice::from_raw_parts(line, sums.len()) };
-                sums.iter_mut().zip(line).for_each(|(sum, v)| *sum += v.to_real().to_f64());
+                sums.iter_mut().zip(line).for_each(|(sum, v)| *sum += weight * v.to_real().to_f64());
             });
         }
         for (sum, column) in sums.iter().zip(begin..) {
@@ -132,10 +139,11 @@ unsafe fn old_factor(output: &Output) -> Option<f64> {
 /// # Safety
 /// Pointers that are given are live.
 unsafe fn group_data(tensor: &Grouped, g: i64) -> *mut u8 {
-    if !tensor.pointers.is_null() {
-        return unsafe { tensor.pointers.offset(g as isize).read() };
-    }
-    tensor.data.wrapping_offset((g * tensor.group_stride * tensor.dtype.size()) as isize)
+    let (data, stride) = match tensor.pointers.is_null() {
+        true => (tensor.data, g * tensor.group_stride),
+        false => (unsafe { tensor.pointers.offset(g as isize).read() }, 0),
+    };
+    if data.is_null() { data } else { data.wrapping_offset(((stride + tensor.offset) * tensor.dtype.size()) as isize) }
 }
 
 /// The first element of a row.

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use crate::abi::types::{MOE_FAULT_GROUP_OFFSET, MOE_FAULT_GROUP_SIZE};
-use crate::cpu::element::{load_index, true_count};
-use crate::groups::{Gather, Groups};
+use crate::abi::types::{MOE_FAULT_GROUP_OFFSET, MOE_FAULT_GROUP_SIZE, MOE_FAULT_SLOT_INDEX};
+use crate::cpu::element::{load, load_index, true_count};
+use crate::groups::{Gather, Groups, RowWeights};
 use crate::report::Report;
 
 /// Where each group lies. Ranges ascend, do not overlap and stay within the rows.
@@ -74,5 +74,35 @@ impl Spans {
             }
         }
         sources
+    }
+
+    /// The weight of each row, 1 each if None. Those of rows outside the groups' true rows are not read.
+    ///
+    /// # Safety
+    /// Weights and map are live for the groups' rows and for the slots.
+    pub unsafe fn weights(&self, weights: &RowWeights, report: &Report) -> Option<Vec<f64>> {
+        let weight = |row| unsafe {
+            match weights {
+                RowWeights::One => 1.0,
+                RowWeights::Rows(weights) => load(weights.dtype, weights.data, row),
+                RowWeights::Slots { weights, slot_of_row, slots } => match load_index(slot_of_row, row) {
+                    slot if (0..*slots).contains(&slot) => load(weights.dtype, weights.data, slot),
+                    slot => {
+                        if slot != -1 {
+                            report.record(MOE_FAULT_SLOT_INDEX, row, slot);
+                        }
+                        0.0
+                    }
+                },
+            }
+        };
+        if matches!(weights, RowWeights::One) {
+            return None;
+        }
+        let mut of_rows = vec![0.0; self.end() as usize];
+        for row in self.rows.iter().cloned().flatten() {
+            of_rows[row as usize] = weight(row);
+        }
+        Some(of_rows)
     }
 }

@@ -7,7 +7,7 @@ use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
 use crate::dtype::{Dtype, FLOATS};
 use crate::error::{Error, Result};
-use crate::groups::{Gather, Groups, groups, optional_gather};
+use crate::groups::{Gather, Groups, RowWeights, groups, optional_gather};
 use crate::tensor::{Grouped, Matrix, grouped, matrix, optional_grouped, optional_matrix};
 
 /// How a group's weight [out, in] lies in memory.
@@ -80,12 +80,15 @@ pub struct Wgrad {
     pub tf32: bool,
 }
 
-/// dbias[g, :n] = sum over the group's rows of dc[r, :n] (+ beta * dbias[g]).
+/// dbias[g, :n] = sum over the group's rows of weight * dc[r, :n] (+ beta * dbias[g]).
 #[derive(Clone, Copy, Debug)]
 pub struct BiasGrad {
     pub groups: Groups,
     pub n: i64,
     pub dc: Matrix,
+    /// The rows of dc.
+    pub gather: Option<Gather>,
+    pub weights: RowWeights,
     /// [groups, n].
     pub dbias: Matrix,
     pub output: Output,
@@ -213,7 +216,15 @@ pub fn grouped_gemm_bwd(
         None => None,
     };
     let bias_grad = match optional_matrix("dbias", &args.dbias, &s.outputs, s.num_groups, s.n)? {
-        Some(dbias) => Some(BiasGrad { groups, n: s.n, dc, dbias, output: output("dbias_mode", &args.dbias_mode)? }),
+        Some(dbias) => Some(BiasGrad {
+            groups,
+            n: s.n,
+            dc,
+            gather: None,
+            weights: RowWeights::One,
+            dbias,
+            output: output("dbias_mode", &args.dbias_mode)?,
+        }),
         None => None,
     };
 
