@@ -58,10 +58,7 @@ pub fn present<T>(argument: &str, pointer: *const T) -> Result<*const T> {
 
 /// NULL or aligned.
 pub fn aligned<T>(argument: &str, pointer: *const T) -> Result<*const T> {
-    if pointer.is_aligned() {
-        return Ok(pointer);
-    }
-    Err(Error::argument(argument, format!("{pointer:?}"), format!("aligned to {} bytes", align_of::<T>())))
+    address(argument, pointer.cast(), align_of::<T>()).map(|()| pointer)
 }
 
 /// A product of sizes that addresses memory.
@@ -75,6 +72,7 @@ pub fn elements(argument: &str, sizes: &[i64]) -> Result<i64> {
 }
 
 /// A count that may live on the device; reads `bound` where it does not.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Count {
     pub bound: i64,
@@ -98,6 +96,7 @@ unsafe impl Send for Count {}
 unsafe impl Sync for Count {}
 
 /// Whether an output is added to: known on the host, or a device integer to look at.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct OutputMode {
     pub add: bool,
@@ -119,9 +118,12 @@ pub fn output_mode(argument: &str, mode: &moe_output_mode_t) -> Result<OutputMod
     Ok(OutputMode { add: value == MOE_OUTPUT_ADD, device })
 }
 
+/// NULL or aligned; under MOE_CHECK=1 also within the reach of the call's device.
 pub fn address(argument: &str, pointer: *const u8, alignment: usize) -> Result<()> {
-    if pointer.addr() % alignment == 0 {
-        return Ok(());
+    if pointer.addr() % alignment != 0 {
+        return Err(Error::argument(argument, format!("{pointer:?}"), format!("aligned to {alignment} bytes")));
     }
-    Err(Error::argument(argument, format!("{pointer:?}"), format!("aligned to {alignment} bytes")))
+    #[cfg(feature = "cuda")]
+    crate::cuda::pointers::check(argument, pointer)?;
+    Ok(())
 }

@@ -82,6 +82,18 @@ impl moe_context_t {
         Err(Error::unsupported(format!("{argument} is FP64; only the CPU backend computes in it")))
     }
 
+    /// Under MOE_CHECK=1 the checks of a call on a GPU look at its pointers until the answer is dropped.
+    #[cfg(feature = "cuda")]
+    pub fn watch_pointers(&self) -> Option<crate::cuda::pointers::Watch> {
+        match &self.backend {
+            Backend::Cpu => None,
+            Backend::Cuda(device) => crate::cuda::pointers::watch(device),
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub fn watch_pointers(&self) {}
+
     /// Runs a CPU operation with the caller's report; under MOE_CHECK=1 a fault becomes the status.
     pub fn with_report(
         &self,

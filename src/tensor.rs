@@ -1,4 +1,5 @@
-//! Validated tensors: what an operation's checks make of the caller's `moe_tensor_t`.
+//! Validated tensors: what an operation's checks make of the caller's `moe_tensor_t`. CUDA kernels take them as they
+//! are (`kernels/params/types.h`); what is optional there is a `Matrix` or `Grouped` with NULLs: `ABSENT`.
 
 use crate::abi::types::*;
 use crate::check::{address, elements, range};
@@ -6,6 +7,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
 /// A row-major matrix [rows, columns]; a vector is one row or, with one column, contiguous rows.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix {
     pub dtype: Dtype,
@@ -31,6 +33,7 @@ impl Matrix {
 }
 
 /// One matrix a group: stacked, or by a device array of pointers.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Grouped {
     pub dtype: Dtype,
@@ -46,6 +49,22 @@ pub struct Grouped {
 // SAFETY: as for Matrix.
 unsafe impl Send for Grouped {}
 unsafe impl Sync for Grouped {}
+
+impl Matrix {
+    /// An optional matrix that is not there, for kernels.
+    pub const ABSENT: Matrix = Matrix { dtype: Dtype::Fp32, data: std::ptr::null_mut(), pitch: 0 };
+}
+
+impl Grouped {
+    /// Optional matrices that are not there, for kernels.
+    pub const ABSENT: Grouped = Grouped {
+        dtype: Dtype::Fp32,
+        data: std::ptr::null_mut(),
+        pitch: 0,
+        group_stride: 0,
+        pointers: std::ptr::null(),
+    };
+}
 
 pub fn is_absent(tensor: &moe_tensor_t) -> bool {
     tensor.data.is_null() && tensor.pointers.is_null()

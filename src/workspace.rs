@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 
+use crate::check::address;
 use crate::error::{Error, Result};
 
 /// Each part, and the whole, begins on such a boundary.
@@ -43,9 +44,7 @@ impl Workspace {
         if pointer.is_null() {
             return Err(Error::argument("workspace", "NULL", format!("{needed} bytes are needed")));
         }
-        if pointer.addr() as u64 % ALIGNMENT != 0 {
-            return Err(Error::argument("workspace", format!("{pointer:?}"), format!("aligned to {ALIGNMENT} bytes")));
-        }
+        address("workspace", pointer.cast(), ALIGNMENT as usize)?;
         if size < needed {
             return Err(Error::argument("workspace_size", size, format!("at least {needed}")));
         }

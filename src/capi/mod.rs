@@ -39,6 +39,7 @@ unsafe fn call<D: SizedStruct, A: SizedStruct>(
         let (ctx, desc, args) = unsafe { (context(ctx)?, read(desc, "desc")?, read(args, "args")?) };
         ctx.check_stream(call.stream)?;
         log::trace(|| format!("{function} {desc:?} {args:?} {call:?}"));
+        let _watch = ctx.watch_pointers();
         op(ctx, &desc, &args, call)
     })
 }

@@ -1,18 +1,13 @@
-//! The CUDA backend.
+//! The CUDA backend: how each operation is computed by launches. `device` opens a GPU, `launch` is what operations use.
+//!
+//! An operation `X` fills one `#[repr(C)]` struct a kernel, declared in `src/cuda/X.rs`; the header test generates
+//! `kernels/params/X.h` from it, and `kernels/X.cu` takes it by value. See `Device::run` for an example.
 
-use crate::abi::context::moe_context_info_t;
-use crate::error::{Error, Result};
+mod device;
+mod driver;
+mod fatbins;
+mod launch;
+pub mod pointers;
 
-pub struct Device {
-    info: moe_context_info_t,
-}
-
-impl Device {
-    pub fn open(_: i32) -> Result<Self> {
-        Err(Error::NoDriver("the CUDA backend is not built yet".into()))
-    }
-
-    pub fn info(&self) -> moe_context_info_t {
-        self.info
-    }
-}
+pub use device::{Device, Scope};
+pub use launch::{Launch, Launcher};

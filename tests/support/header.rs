@@ -1,4 +1,5 @@
 //! Generates the header: each section by cbindgen, then an INIT macro for every struct that begins with struct_size.
+//! `kernels/params` is generated likewise (support/params.rs).
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

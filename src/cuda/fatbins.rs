@@ -1,0 +1,8 @@
+//! The compiled kernels that the library carries: what build.rs made of kernels/*.cu.
+
+/// The driver reads a fatbin in place.
+#[repr(C, align(64))]
+pub struct Aligned<T: ?Sized>(pub T);
+
+// FATBINS: the name and image of each source. TOOLKIT: its CUDA version, 1000*major + 10*minor. ARCHS: as MOE_CUDA_ARCHS.
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
