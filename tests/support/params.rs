@@ -62,7 +62,7 @@ fn header(stem: &str, sources: &[PathBuf]) -> String {
 /// The `#[repr(C)]` structs that a source declares.
 fn structs(source: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(source).expect("the source is readable");
-    let blocks = text.split("#[repr(C").skip(1);
+    let blocks = text.split("\n#[repr(C)]\n").skip(1);
     let names = blocks.filter_map(|block| block.split_once("struct ")?.1.split(|c: char| !is_name(c)).next());
     names.map(str::to_owned).collect()
 }
