@@ -6,7 +6,7 @@ use crate::abi::context::*;
 use crate::abi::types::*;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::{cpu, log, report};
+use crate::{check, cpu, log, report};
 
 /// A device and everything about it that is slow to find out. Any number of threads may share one.
 #[allow(non_camel_case_types)]
@@ -100,6 +100,7 @@ impl moe_context_t {
         caller: *mut moe_device_report_t,
         run: impl FnOnce(report::Report) -> Result<()>,
     ) -> Result<()> {
+        check::aligned("args.report", caller)?;
         if !log::check_enabled() {
             return run(report::Report(caller));
         }
