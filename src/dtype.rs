@@ -10,6 +10,8 @@ macro_rules! dtypes {
         pub enum Dtype { $($variant = $abi),* }
 
         impl Dtype {
+            pub const ALL: &[Dtype] = &[$(Dtype::$variant),*];
+
             pub fn from_abi(value: moe_dtype_t) -> Option<Self> {
                 match value { $($abi => Some(Dtype::$variant),)* _ => None }
             }

@@ -1,6 +1,7 @@
 //! The CPU backend: the same operations on host pointers. Right first, and on all cores.
 
 pub mod activation;
+pub mod dispatch;
 pub mod element;
 mod gemm;
 pub mod grouped_gemm;
