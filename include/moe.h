@@ -1214,7 +1214,10 @@ moe_status_t moe_capacity_value(const moe_context_t *ctx,
 
 /* ---------------------------------------------------------------- dispatch */
 
-/** Rows come chunk by chunk; output chunk i is input chunk order[i] (rank-major <-> expert-major). */
+/**
+ * Rows come chunk by chunk; output chunk i is input chunk order[i] (rank-major <-> expert-major). Rows beyond the
+ * chunks are not written. Sizes and entries that are out of range are clamped or skipped, and reported.
+ */
 #define MOE_SORT_FORWARD 0
 
 /** The backward of MOE_SORT_FORWARD: input chunk i goes to the place of chunk order[i]. */
@@ -1226,7 +1229,10 @@ moe_status_t moe_capacity_value(const moe_context_t *ctx,
  * A slot is one chosen expert of a token. From ids, slot t*K + k is token t's k-th; from a mask, slots are
  * counted in token order, then ascending expert, and slot_offsets says where each token's begin.
  * Rows are sorted by expert, then by token, then by slot; each group is padded to a multiple of `alignment`.
- * An id of -1 or >= num_experts, or of an expert that is not local, is skipped.
+ * An id below 0 or >= num_experts, or of an expert that is not local, is skipped: its slot's row is -1.
+ * S, the slots there is room for, is T*K. A mask's token with more than K experts keeps its first K; that is reported.
+ * Slots and rows beyond the true counts are not written. Group starts are multiples of `alignment`; where rows_max is
+ * too small, groups end at its last such multiple and the slots behind are dropped and reported.
  * ids: INT32 or INT64; maps: INT32 or INT64, all of one dtype.
  */
 typedef struct moe_dispatch_desc_t {
@@ -1245,9 +1251,12 @@ typedef struct moe_dispatch_desc_t {
   int64_t num_local_experts;
   /** Group sizes are rounded up to a multiple of this power of two, 1 to 256; 0 means 1. */
   int64_t alignment;
-  /** Every group gets exactly so many rows (pad to capacity); 0: as many as it has. Slots beyond it are dropped. */
+  /**
+   * Every group gets exactly so many rows (pad to capacity), rounded up to `alignment`; 0: as many as it has.
+   * A group's slots beyond these are dropped, the last ones first; that is no fault.
+   */
   int64_t rows_per_group;
-  /** R, rows that the caller has allocated; 0: moe_dispatch_rows_max. Rows beyond it are dropped and reported. */
+  /** R, rows that the caller has allocated; 0: moe_dispatch_rows_max. */
   int64_t rows_max;
 } moe_dispatch_desc_t;
 
@@ -1260,15 +1269,15 @@ typedef struct moe_dispatch_plan_args_t {
   moe_tensor_t byte_mask;
   /** UINT32 [T, ceil(E/32)]. */
   moe_tensor_t bit_mask;
-  /** int32[E], local index of each expert or -1; optional. Replaces expert_begin. */
+  /** int32[E], local index of each expert or -1; optional. Replaces expert_begin, which is 0 then. */
   const int32_t *expert_map;
   /** Out: int64[E_local + 1], where each group starts; the last is the number of rows. */
   int64_t *group_offsets;
-  /** Out: int64[E_local], rows of each group without padding; optional. */
+  /** Out: int64[E_local], rows of each group without padding and without what was dropped; optional. */
   int64_t *group_sizes;
-  /** Out: [T + 1]; optional with ids, where it is t*K. */
+  /** Out: [T + 1], where each token's slots begin and the last ones end; optional with ids, where it is t*K. */
   moe_tensor_t slot_offsets;
-  /** Out: [S], S = T*K: the row of each slot, -1 where it is not here. */
+  /** Out: [S]: the row of each slot, -1 where it is not here or was dropped. */
   moe_tensor_t row_of_slot;
   /** Out: [R]: the slot of each row, -1 for padding; optional. Written up to the last group's end. */
   moe_tensor_t slot_of_row;
@@ -1278,10 +1287,18 @@ typedef struct moe_dispatch_plan_args_t {
   moe_device_report_t *report;
 } moe_dispatch_plan_args_t;
 
-/** Sizes of permute, unpermute. Rows: [R, d]; tokens: [T, d]. */
+/**
+ * Sizes of permute, unpermute. Rows: [R, d]; tokens: [T, d].
+ * Maps: INT32 or INT64, each its own; weights and their gradients: FP32, FP16 or BF16 (FP64 on the CPU), whatever
+ * `dtype` is; slots: at most S = T*K.
+ *
+ * Maps are never trusted: a token, slot or row that is out of range is skipped and reported, its row is zero and
+ * its weight's gradient 0; a token has at most K slots. Rows from group_offsets[num_groups] on, tokens from
+ * num_tokens on and their slots are neither read nor written.
+ */
 typedef struct moe_permute_desc_t {
   uint32_t struct_size;
-  /** FP32, FP16, BF16 (FP64 on the CPU; FP8 and UINT8 where no arithmetic is done). */
+  /** FP32, FP16, BF16 (FP64 on the CPU); any dtype in moe_dispatch_fwd, which copies. */
   moe_dtype_t dtype;
   /** Upper bound of the tokens, T. */
   int64_t num_tokens;
@@ -1299,7 +1316,10 @@ typedef struct moe_permute_desc_t {
   int64_t expert_begin;
 } moe_permute_desc_t;
 
-/** y[r] = x[token_of_row[r]]; padding rows become zero. Rows from group_offsets[num_groups] on are not written. */
+/**
+ * rows[r] = x[token_of_row[r]]; padding rows become zero. Rows from group_offsets[num_groups] on are not written.
+ * FP8 rows take their scales with them where these are one a row or one for every 128 columns of it.
+ */
 typedef struct moe_dispatch_fwd_args_t {
   uint32_t struct_size;
   uint32_t reserved;
@@ -1313,11 +1333,15 @@ typedef struct moe_dispatch_fwd_args_t {
   const int64_t *group_offsets;
   /** [R]; needed for weights a slot. */
   moe_tensor_t slot_of_row;
+  /** [S]; optional: with it a GPU reads each token once, not once for every row. */
+  moe_tensor_t row_of_slot;
+  /** [T + 1], beside row_of_slot; absent: token t has slots t*K .. t*K + K-1. */
+  moe_tensor_t slot_offsets;
   /** In: a weight a slot, [S] (of ids: [T, K]); optional. */
   moe_tensor_t weights;
   /** In: [T, E]; optional, instead of weights. */
   moe_tensor_t weights_dense;
-  /** Out: the weight of each row, [R], 0 for padding; optional. */
+  /** Out: the weight of each row, [R], 0 for padding; needed with weights; without them each weight is 1. */
   moe_tensor_t row_weights;
   moe_count_t num_tokens;
   moe_device_report_t *report;
@@ -1340,6 +1364,10 @@ typedef struct moe_dispatch_bwd_args_t {
   moe_tensor_t drow_weights;
   /** Out: [S], 0 where the slot is not here; optional, with drow_weights. */
   moe_tensor_t dweights;
+  /** Out: [T, E], 0 where not chosen; optional, with drow_weights and group_offsets. */
+  moe_tensor_t dweights_dense;
+  /** int64[num_groups + 1]; needed for dweights_dense. */
+  const int64_t *group_offsets;
   moe_count_t num_tokens;
   moe_device_report_t *report;
 } moe_dispatch_bwd_args_t;
@@ -1527,10 +1555,10 @@ moe_status_t moe_dispatch_rows_max(const moe_context_t *ctx,
   { sizeof(moe_permute_desc_t), 0, 0, 0, 0, 0, 0, 0, 0 }
 
 #define MOE_DISPATCH_FWD_ARGS_INIT \
-  { sizeof(moe_dispatch_fwd_args_t), 0, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, NULL, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_COUNT_INIT, NULL }
+  { sizeof(moe_dispatch_fwd_args_t), 0, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, NULL, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_COUNT_INIT, NULL }
 
 #define MOE_DISPATCH_BWD_ARGS_INIT \
-  { sizeof(moe_dispatch_bwd_args_t), 0, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_OUTPUT_MODE_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_COUNT_INIT, NULL }
+  { sizeof(moe_dispatch_bwd_args_t), 0, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_OUTPUT_MODE_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, NULL, MOE_COUNT_INIT, NULL }
 
 #define MOE_COMBINE_FWD_ARGS_INIT \
   { sizeof(moe_combine_fwd_args_t), 0, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_OUTPUT_MODE_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, NULL, MOE_COUNT_INIT, NULL }
