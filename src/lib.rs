@@ -21,6 +21,7 @@ mod error;
 mod groups;
 mod log;
 mod ops;
+mod philox;
 mod report;
 mod tensor;
 mod workspace;

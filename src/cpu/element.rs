@@ -27,6 +27,8 @@ pub trait Real:
     + 'static
 {
     const NEG_INFINITY: Self;
+    /// The largest finite number.
+    const MAX: Self;
     fn from_f64(value: f64) -> Self;
     fn to_f64(self) -> f64;
     fn exp(self) -> Self;
@@ -50,6 +52,7 @@ macro_rules! real {
     ($kind:ident, $erf:ident) => {
         impl Real for $kind {
             const NEG_INFINITY: Self = $kind::NEG_INFINITY;
+            const MAX: Self = $kind::MAX;
             fn from_f64(value: f64) -> Self {
                 value as $kind
             }
