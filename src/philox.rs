@@ -42,9 +42,9 @@ impl Philox {
             [(i % 4) as usize]
     }
 
-    /// Element i as a multiple of 2^-24 in [0, 1).
+    /// Element i in (0, 1): ((x >> 9) + 0.5) * 2^-23, exact in fp32.
     pub fn uniform(&self, i: u64) -> f32 {
-        (self.element(i) >> 8) as f32 * (1.0 / (1 << 24) as f32)
+        ((self.element(i) >> 9) as f32 + 0.5) * (1.0 / (1 << 23) as f32)
     }
 
     /// Element i as an integer in 0 .. n.
@@ -56,12 +56,7 @@ impl Philox {
 fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let [a, b] = [0xD251_1F53u64 * counter[0] as u64, 0xCD9E_8D57u64 * counter[2] as u64];
-        counter = [
-            (b >> 32) as u32 ^ counter[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ counter[3] ^ key[1],
-            a as u32,
-        ];
+        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     counter

@@ -6,6 +6,7 @@ pub mod element;
 mod gemm;
 pub mod grouped_gemm;
 pub mod groups;
+pub mod router;
 
 /// Threads that operations run on.
 pub fn threads() -> i32 {

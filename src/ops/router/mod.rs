@@ -4,9 +4,9 @@ mod bias_update;
 mod capacity;
 mod expert_choice;
 mod logits;
-mod loss;
+pub mod loss;
 mod sinkhorn;
-mod topk;
+pub mod topk;
 
 pub use bias_update::{router_bias_update, router_bias_update_workspace};
 pub use capacity::{capacity_bwd, capacity_bwd_workspace, capacity_fwd, capacity_fwd_workspace, capacity_value};

@@ -1,0 +1,56 @@
+//! Routers on the CPU.
+
+mod loss;
+mod score;
+mod select;
+mod topk;
+
+use crate::error::Result;
+use crate::ops::router::{loss as losses, topk as router};
+use crate::report::Report;
+
+pub fn fwd(problem: &router::Forward, report: Report) -> Result<()> {
+    if problem.router.losses.wide {
+        topk::fwd::<f64>(problem, report)
+    } else {
+        topk::fwd::<f32>(problem, report)
+    }
+    Ok(())
+}
+
+pub fn bwd(problem: &router::Backward, report: Report) -> Result<()> {
+    if problem.router.losses.wide {
+        topk::bwd::<f64>(problem, report)
+    } else {
+        topk::bwd::<f32>(problem, report)
+    }
+    Ok(())
+}
+
+pub fn loss_fwd(problem: &losses::Forward, report: Report) -> Result<()> {
+    if problem.losses.wide {
+        loss::fwd::<f64>(problem, report)
+    } else {
+        loss::fwd::<f32>(problem, report)
+    }
+    Ok(())
+}
+
+pub fn loss_bwd(problem: &losses::Backward, report: Report) -> Result<()> {
+    if problem.losses.wide {
+        loss::bwd::<f64>(problem, report)
+    } else {
+        loss::bwd::<f32>(problem, report)
+    }
+    Ok(())
+}
+
+/// Token ranges that depend on the tokens alone, so that sums of them are the same for any number of threads.
+fn chunks(tokens: i64) -> impl rayon::iter::IndexedParallelIterator<Item = std::ops::Range<i64>> {
+    use rayon::prelude::*;
+    let size = (tokens / 64).max(64);
+    (0..((tokens + size - 1) / size) as usize).into_par_iter().map(move |chunk| {
+        let begin = chunk as i64 * size;
+        begin..(begin + size).min(tokens)
+    })
+}
