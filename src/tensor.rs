@@ -62,6 +62,7 @@ impl Grouped {
         data: std::ptr::null_mut(),
         pitch: 0,
         group_stride: 0,
+        offset: 0,
         pointers: std::ptr::null(),
     };
 }
