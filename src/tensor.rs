@@ -64,6 +64,7 @@ impl Grouped {
         group_stride: 0,
         offset: 0,
         pointers: std::ptr::null(),
+        offset: 0,
     };
 }
 

@@ -24,6 +24,8 @@ struct Grouped {
   int64_t pitch;
   int64_t group_stride;
   uint8_t *const *pointers;
+  /// Elements from where data or a pointer points to where a group's matrix begins.
+  int64_t offset;
 };
 
 /// A count that may live on the device; reads `bound` where it does not.

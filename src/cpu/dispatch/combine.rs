@@ -81,7 +81,7 @@ pub fn combine_bwd(problem: &CombineBwd, report: &Report) {
 
 /// drows[row] = weight * dy[token]; zero for padding.
 unsafe fn scale_rows<E: Element>(reader: &Reader, problem: &CombineBwd, drows: &Matrix) {
-    parallel(reader.rows).for_each(|row| {
+    parallel(reader.rows).for_each(|row| unsafe {
         let to = row_of_mut::<E>(drows, row, problem.hidden);
         let Some(token) = reader.token(row) else { return to.fill(E::default()) };
         let weight = E::Real::from_f64(reader.weight(&problem.weights, token, row, None));

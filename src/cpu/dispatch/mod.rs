@@ -135,9 +135,7 @@ impl<'a> Reader<'a> {
 /// # Safety
 /// The matrix has such a row of `columns` elements of `E`, which nobody writes.
 unsafe fn row_of<'a, E>(matrix: &Matrix, index: i64, columns: i64) -> &'a [E] {
-    unsafe {
-        std::slice::from_raw_parts(matrix.data.cast::<E>().offset((index * matrix.pitch) as isize), columns as usize)
-    }
+    unsafe { std::slice::from_raw_parts(matrix.row(index), columns as usize) }
 }
 
 /// Row `index` of a matrix of `E`, to be written.
@@ -145,10 +143,5 @@ unsafe fn row_of<'a, E>(matrix: &Matrix, index: i64, columns: i64) -> &'a [E] {
 /// # Safety
 /// The matrix has such a row of `columns` elements of `E`, which nobody else accesses.
 unsafe fn row_of_mut<'a, E>(matrix: &Matrix, index: i64, columns: i64) -> &'a mut [E] {
-    unsafe {
-        std::slice::from_raw_parts_mut(
-            matrix.data.cast::<E>().offset((index * matrix.pitch) as isize),
-            columns as usize,
-        )
-    }
+    unsafe { std::slice::from_raw_parts_mut(matrix.row(index), columns as usize) }
 }

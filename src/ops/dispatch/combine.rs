@@ -38,7 +38,6 @@ pub struct CombineBwd {
 fn combine_fwd_problem(desc: &moe_permute_desc_t, args: &moe_combine_fwd_args_t) -> Result<CombineFwd> {
     let sizes = Sizes::arithmetic(desc)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
-    check::aligned("args.report", args.report)?;
     let given = [None, None, Some(&args.row_of_slot), Some(&args.slot_offsets)];
     let maps = sizes.maps(&args.num_tokens, args.group_offsets, given)?;
     needed("args.row_of_slot", maps.row_of_slot, sizes.slots, "here")?;
@@ -59,7 +58,6 @@ fn combine_fwd_problem(desc: &moe_permute_desc_t, args: &moe_combine_fwd_args_t)
 fn combine_bwd_problem(desc: &moe_permute_desc_t, args: &moe_combine_bwd_args_t) -> Result<CombineBwd> {
     let sizes = Sizes::arithmetic(desc)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
-    check::aligned("args.report", args.report)?;
     let given = [&args.token_of_row, &args.slot_of_row, &args.row_of_slot, &args.slot_offsets];
     let maps = sizes.maps(&args.num_tokens, args.group_offsets, given.map(Some))?;
     needed("args.token_of_row", maps.token_of_row, sizes.rows, "here")?;

@@ -78,7 +78,6 @@ fn scales(sizes: &Sizes, x: &moe_tensor_t, rows: &moe_tensor_t) -> Result<Option
 fn dispatch_fwd_problem(desc: &moe_permute_desc_t, args: &moe_dispatch_fwd_args_t) -> Result<DispatchFwd> {
     let sizes = Sizes::new(desc)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
-    check::aligned("args.report", args.report)?;
     let given = [&args.token_of_row, &args.slot_of_row, &args.row_of_slot, &args.slot_offsets];
     let maps = sizes.maps(&args.num_tokens, args.group_offsets, given.map(Some))?;
     needed("args.token_of_row", maps.token_of_row, sizes.rows, "here")?;
@@ -106,7 +105,6 @@ fn dispatch_fwd_problem(desc: &moe_permute_desc_t, args: &moe_dispatch_fwd_args_
 fn dispatch_bwd_problem(desc: &moe_permute_desc_t, args: &moe_dispatch_bwd_args_t) -> Result<DispatchBwd> {
     let sizes = Sizes::arithmetic(desc)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
-    check::aligned("args.report", args.report)?;
     let given = [None, None, Some(&args.row_of_slot), Some(&args.slot_offsets)];
     let maps = sizes.maps(&args.num_tokens, args.group_offsets, given)?;
     needed("args.row_of_slot", maps.row_of_slot, sizes.slots, "here")?;

@@ -141,7 +141,6 @@ fn problem(desc: &moe_dispatch_desc_t, args: &moe_dispatch_plan_args_t) -> Resul
         token_of_row: optional_vector("args.token_of_row", &args.token_of_row, INDICES, sizes.rows, 1)?,
         tokens: check::count("args.num_tokens", &args.num_tokens, sizes.tokens)?,
     };
-    check::aligned("args.report", args.report)?;
     check_map_dtypes(&plan)?;
     Ok(plan)
 }

@@ -54,7 +54,6 @@ fn problem(desc: &moe_sort_chunks_desc_t, args: &moe_sort_chunks_args_t) -> Resu
     let dtype = Dtype::check("desc.dtype", desc.dtype, Dtype::ALL)?;
     let [rows, hidden, chunks] = [desc.rows_max, desc.hidden_size, desc.num_chunks];
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
-    check::aligned("args.report", args.report)?;
     check::aligned("args.chunk_sizes", args.chunk_sizes)?;
     check::aligned("args.order", args.order)?;
     if chunks > 0 {
