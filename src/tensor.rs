@@ -64,7 +64,6 @@ impl Grouped {
         group_stride: 0,
         offset: 0,
         pointers: std::ptr::null(),
-        offset: 0,
     };
 }
 
