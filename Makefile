@@ -1,7 +1,7 @@
 # make demo, test, install PREFIX=DIR, header, lint, clean. Each does all its set-up; what is missing is named.
 #
 #   MOE_CUDA=0          the CPU backend alone, without nvcc
-#   MOE_CUDA_ARCHS      architectures of the kernels; "80;90a" where nothing else is said but for make install
+#   MOE_CUDA_ARCHS=all  kernels for every architecture, as releases have them; or a list: see build.rs
 #   LIBMOE=path         a library that is built already
 #   TORCH=0             make test without PyTorch, a download of 2.4 GB
 #   DEVICE=cuda:0       make demo and make test on a GPU
@@ -11,7 +11,6 @@ PREFIX ?= /usr/local
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-demo test: export MOE_CUDA_ARCHS := $(or $(MOE_CUDA_ARCHS),80;90a)
 # Without a GPU the demo has no use for the kernels, which take minutes to compile.
 demo: export MOE_CUDA ?= $(if $(findstring cuda,$(DEVICE))$(LIBMOE),1,0)
 

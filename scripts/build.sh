@@ -12,9 +12,5 @@ if [[ -n ${LIBMOE:-} ]]; then
 fi
 arguments=("${@:-build}")
 features=()
-if wants_cuda; then
-  NVCC=$(find_nvcc) && export NVCC
-else
-  features=(--no-default-features)
-fi
+wants_cuda || features=(--no-default-features)
 cargo "${arguments[0]}" --release ${features[@]+"${features[@]}"} "${arguments[@]:1}"

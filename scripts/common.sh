@@ -11,12 +11,11 @@ at_least() { [[ $(printf '%s\n' "$1" "$2" | sort -V | head -1) == "$1" ]]; }
 
 wants_cuda() { [[ ${MOE_CUDA:-1} != 0 && -z ${LIBMOE:-} ]]; }
 
-# The nvcc that build.rs would find without .venv, else that of .venv.
-find_nvcc() {
-  local candidate
-  for candidate in "${NVCC:-}" "${CUDA_HOME:-}/bin/nvcc" "${CUDA_PATH:-}/bin/nvcc" \
-    "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc "$PWD"/.venv/lib/python3*/site-packages/nvidia/cu13/bin/nvcc; do
-    [[ -x $candidate ]] && { printf '%s\n' "$candidate"; return; }
+# Whether build.rs will find a compiler without the wheels of .venv; it has its own, longer search.
+has_nvcc() {
+  local nvcc
+  for nvcc in "${NVCC:-}" "${CUDA_HOME:-}/bin/nvcc" "${CUDA_PATH:-}/bin/nvcc" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc; do
+    [[ -x $nvcc ]] && at_least 12.8 "$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')" && return
   done
   return 1
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # setup.sh NAME...: checks that this machine has the tools, then installs scripts/requirements/NAME.txt into .venv.
-# The name nvcc is skipped when a compiler is found, or when MOE_CUDA=0 asks for none.
+# nvcc is skipped when there is one already, or when MOE_CUDA=0 asks for none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
@@ -29,7 +29,7 @@ fi
 
 [[ -x .venv/bin/python ]] || python3 -m venv .venv
 for name in "$@"; do
-  [[ $name == nvcc ]] && { wants_cuda || continue; } && { find_nvcc >/dev/null && continue; }
+  if [[ $name == nvcc ]] && { ! wants_cuda || has_nvcc; }; then continue; fi
   list=scripts/requirements/$name.txt
   done=.venv/$name.installed
   cmp -s "$list" "$done" && continue
