@@ -58,3 +58,87 @@ def test_activation(ctx, rng):
     relu = libmoe.activation_fwd(ctx, array(h, "bf16"), libmoe.ACTIVATION_RELU)
     assert_close(relu, np.maximum(h, 0), "bf16")
     assert relu.dtype == harness.empty(1, "bf16").dtype
+
+
+def test_router(ctx, rng):
+    logits = rng.standard_normal((6, 8)).astype(np.float32)
+    out = libmoe.router_fwd(ctx, array(logits), 2, renormalize=1, tokens_per_expert=True, byte_mask=True, bit_mask=True,
+                            weights_dense=True, ids_dtype="int64", aux_loss=libmoe.AUX_LOSS_MEGATRON, aux_loss_coeff=1.0)
+    ids = (-logits).argsort(axis=1)[:, :2]
+    assert np.array_equal(host(out.ids), ids)
+    scores = np.exp(logits.astype(np.float64))
+    chosen = np.take_along_axis(scores, ids, 1)
+    weights = chosen / chosen.sum(1, keepdims=True)
+    assert_close(out.weights, weights, "fp32")
+    mask = (np.arange(8) == ids[..., None]).any(1)
+    assert np.array_equal(host(out.byte_mask) != 0, mask)
+    assert np.array_equal(host(out.bit_mask)[:, 0] & 0xFFFFFFFF, (mask << np.arange(8)).sum(1))
+    assert np.array_equal(host(out.tokens_per_expert), mask.sum(0))
+    assert_close(host(out.weights_dense).sum(1), np.ones(6), "fp32")
+    loss = 8 / (2 * 6**2) * ((scores / scores.sum(1, keepdims=True)).sum(0) * mask.sum(0)).sum()
+    assert_close(out.aux_loss, [loss], "fp32")
+    assert out.z_loss is None
+    # A step against the gradient lowers the loss.
+    grad = libmoe.router_bwd(ctx, array(logits), out.ids, aux_counts=out.aux_counts, renormalize=1,
+                             aux_loss=libmoe.AUX_LOSS_MEGATRON, aux_loss_coeff=1.0)
+    assert_close(host(grad).sum(1) + 1, np.ones(6), "fp32")
+    assert np.linalg.norm(host(grad)) > 1e-3
+
+
+@pytest.mark.parametrize("source", ["ids", "byte_mask", "bit_mask"])
+@pytest.mark.parametrize("alignment", [1, 8])
+def test_dispatch_and_combine(ctx, rng, source, alignment):
+    tokens, experts, top_k, hidden = 7, 5, 2, 8
+    ids = np.sort(harness.uniform_ids(rng, tokens, experts, top_k), axis=1)
+    mask = (np.arange(experts) == ids[..., None]).any(1)
+    given = {"ids": array(ids, "int32"), "byte_mask": array(mask, "uint8"),
+             "bit_mask": array((mask << np.arange(experts)).sum(1, keepdims=True), "uint32")}[source]
+    plan = libmoe.dispatch_plan(ctx, num_experts=experts, alignment=alignment, top_k=top_k, **{source: given})
+    sizes = mask.sum(0)
+    assert np.array_equal(host(plan.group_sizes), sizes)
+    offsets = np.concatenate([[0], np.cumsum(-(-sizes // alignment) * alignment)])
+    assert np.array_equal(host(plan.group_offsets), offsets)
+    assert plan.num_groups == experts and (plan.slot_offsets is None) == (source == "ids")
+    x, weights, dy = rng.standard_normal((tokens, hidden)), rng.random((tokens, top_k)), rng.standard_normal((tokens, hidden))
+    rows = libmoe.dispatch_fwd(ctx, plan, array(x, "fp32"), array(weights, "fp32"))
+    token_of_row = host(plan.token_of_row)[:offsets[-1]]
+    assert_close(host(rows.rows)[:offsets[-1]], np.where(token_of_row[:, None] < 0, 0, x[token_of_row]), "fp32")
+    y = libmoe.combine_fwd(ctx, plan, rows.rows, array(weights.ravel(), "fp32"))
+    assert_close(y, x * weights.sum(1, keepdims=True), "fp32")
+    same = libmoe.combine_fwd(ctx, plan, rows.rows, row_weights=rows.row_weights)
+    assert_close(same, host(y), "fp32")
+    grads = libmoe.combine_bwd(ctx, plan, array(dy, "fp32"), rows.rows, array(weights, "fp32"))
+    assert_close(grads.dweights, np.repeat((x * dy).sum(1, keepdims=True), top_k, 1), "fp32")
+    back = libmoe.dispatch_bwd(ctx, plan, grads.drows, rows.row_weights)
+    assert_close(back.dx, dy * weights.sum(1, keepdims=True), "fp32")
+    assert_close(back.dweights, weights, "fp32")
+
+
+def test_local_experts_and_row_bound(ctx, rng):
+    ids = array(harness.uniform_ids(rng, 9, 8, 3), "int64")
+    plan = libmoe.dispatch_plan(ctx, ids, 8, expert_begin=2, num_local_experts=4, map_dtype="int64")
+    assert plan.num_groups == 4 and plan.expert_begin == 2
+    assert np.array_equal(host(plan.group_sizes), np.bincount(host(ids).ravel(), minlength=8)[2:6])
+    assert plan.rows_max >= host(plan.group_offsets)[-1]
+
+
+@pytest.mark.parametrize("layout", [libmoe.WEIGHT_OUT_IN, libmoe.WEIGHT_IN_OUT])
+def test_grouped_gemm(ctx, rng, layout):
+    sizes = np.array([3, 0, 4])
+    group = np.repeat(np.arange(3), sizes)
+    a, b, dc = rng.standard_normal((7, 6)), rng.standard_normal((3, 5, 6)), rng.standard_normal((7, 5))
+    stored = b if layout == libmoe.WEIGHT_OUT_IN else b.transpose(0, 2, 1)
+    offsets = array(np.concatenate([[0], np.cumsum(sizes)]))
+    arguments = {"group_offsets": offsets, "b_layout": layout}
+    c = libmoe.grouped_gemm_fwd(ctx, array(a, "fp32"), array(stored, "fp32"), **arguments)
+    assert_close(c, np.einsum("rk,rnk->rn", a, b[group]), "fp32")
+    by_pointers = libmoe.grouped_gemm_fwd(ctx, array(a, "fp32"), [array(m, "fp32") for m in stored],
+                                          group_sizes=array(sizes), b_layout=layout)
+    assert_close(by_pointers, host(c), "fp32")
+    main_grad = array(np.ones(stored.shape), "fp32")
+    grads = libmoe.grouped_gemm_bwd(ctx, array(dc, "fp32"), array(a, "fp32"), array(stored, "fp32"), **arguments,
+                                    db=main_grad, db_mode="add", dbias=True)
+    assert_close(grads.da, np.einsum("rn,rnk->rk", dc, b[group]), "fp32")
+    db = np.stack([dc[group == g].T @ a[group == g] for g in range(3)])
+    assert_close(main_grad, 1 + (db if layout == libmoe.WEIGHT_OUT_IN else db.transpose(0, 2, 1)), "fp32")
+    assert_close(grads.dbias, np.stack([dc[group == g].sum(0) for g in range(3)]), "fp32")
