@@ -103,8 +103,7 @@ def dispatch_fwd(ctx, plan, x, weights=None, *, weights_dense=None, rows=True, r
     given = weights if weights is not None else weights_dense
     call.gives("R d", rows=rows)
     call.gives("R", like=given, row_weights=given is not None if row_weights is None else row_weights)
-    maps = {"token_of_row": plan.token_of_row, "slot_of_row": plan.slot_of_row, "group_offsets": plan.group_offsets}
-    call.run(_permute_desc(plan, x), stream, **maps, num_tokens=num_tokens, report=report)
+    call.run(_permute_desc(plan, x), stream, **_maps(plan), num_tokens=num_tokens, report=report)
     return call.collect(Rows)
 
 
@@ -148,9 +147,7 @@ def combine_bwd(ctx, plan, dy, rows=None, weights=None, *, row_weights=None, wei
     call.gives("T*K", like=weights, dweights=wanted(dweights, weights))
     call.gives("R", like=row_weights, drow_weights=wanted(drow_weights, row_weights))
     call.gives("T E", like=weights_dense, dweights_dense=wanted(dweights_dense, weights_dense))
-    maps = {name: getattr(plan, name) for name in
-            ("token_of_row", "slot_of_row", "group_offsets", "row_of_slot", "slot_offsets")}
-    call.run(_permute_desc(plan, dy), stream, **maps, num_tokens=num_tokens, report=report)
+    call.run(_permute_desc(plan, dy), stream, **_maps(plan), num_tokens=num_tokens, report=report)
     return call.collect(CombineGrads)
 
 
@@ -177,6 +174,12 @@ def _permute_desc(plan, x):
     return {"dtype": dtype_of(x), "hidden_size": x.shape[1], "num_tokens": plan.num_tokens, "top_k": plan.top_k,
             "rows_max": plan.rows_max, "num_experts": plan.num_experts, "num_groups": plan.num_groups,
             "expert_begin": plan.expert_begin}
+
+
+def _maps(plan):
+    """All that a gather of rows may read."""
+    return {name: getattr(plan, name) for name in
+            ("token_of_row", "slot_of_row", "group_offsets", "row_of_slot", "slot_offsets")}
 
 
 def _takes_weights(call, weights, row_weights, weights_dense):
