@@ -1,6 +1,7 @@
 """Arrays of NumPy, PyTorch, CuPy and whoever speaks DLPack or __cuda_array_interface__, as pointers with a shape."""
 
 import ctypes
+import functools
 import math
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ class View(NamedTuple):
         return _contiguous(self.shape, self.strides)
 
 
+@functools.cache
 def dtype_name(dtype):
     """`float32` of np.float32, torch.float32, "fp32", "float32", MOE_DTYPE_FP32."""
     if isinstance(dtype, int):
@@ -72,7 +74,7 @@ def view(name, x):
     """The View of an array; TypeError naming the argument if it is none."""
     if isinstance(x, np.ndarray):
         strides = tuple(stride // max(x.itemsize, 1) for stride in x.strides)
-        return View(x.ctypes.data, x.dtype.name, x.itemsize, x.shape, strides, -1, x.flags.writeable, x)
+        return View(x.ctypes.data, dtype_name(x.dtype), x.itemsize, x.shape, strides, -1, x.flags.writeable, x)
     if not is_array(x):
         raise TypeError(f"{name} is {type(x).__name__}: not an array")
     if hasattr(x, "data_ptr"):

@@ -1,6 +1,7 @@
 """Contexts, and the generic call: dicts to descriptors and arguments, a workspace, the C function."""
 
 import ctypes
+import functools
 import operator
 
 from . import _arrays
@@ -254,6 +255,11 @@ class _Filler:
 
 def _new(struct):
     """A zeroed struct with each struct_size set, as the header's INIT macros do."""
+    return struct.from_buffer_copy(_initial(struct))
+
+
+@functools.cache
+def _initial(struct):
     value = struct()
     for declaration in struct.declarations.values():
         if declaration.name == "struct_size":
