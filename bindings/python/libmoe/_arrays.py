@@ -28,7 +28,6 @@ class View(NamedTuple):
     shape: tuple
     strides: tuple
     device: int
-    writable: bool
     # What keeps the memory alive.
     owner: object
 
@@ -65,16 +64,19 @@ def dtype_code(dtype):
     return CODES[name]
 
 
+INTERFACES = ("data_ptr", "__cuda_array_interface__", "__dlpack__")
+
+
 def is_array(x):
-    # NumPy's scalars carry the interface too, but no memory that stays.
-    return not isinstance(x, np.generic) and any(hasattr(x, name) for name in ("__array_interface__", "data_ptr", "__cuda_array_interface__", "__dlpack__"))
+    return isinstance(x, np.ndarray) or any(map(functools.partial(hasattr, x), INTERFACES))
 
 
 def view(name, x):
     """The View of an array; TypeError naming the argument if it is none."""
     if isinstance(x, np.ndarray):
-        strides = tuple(stride // max(x.itemsize, 1) for stride in x.strides)
-        return View(x.ctypes.data, dtype_name(x.dtype), x.itemsize, x.shape, strides, -1, x.flags.writeable, x)
+        itemsize = x.itemsize
+        strides = tuple([stride // itemsize for stride in x.strides])
+        return View(x.__array_interface__["data"][0], dtype_name(x.dtype), itemsize, x.shape, strides, -1, x)
     if not is_array(x):
         raise TypeError(f"{name} is {type(x).__name__}: not an array")
     if hasattr(x, "data_ptr"):
@@ -82,7 +84,7 @@ def view(name, x):
         if device is None:
             raise TypeError(f"{name} is on {x.device}: neither the CPU nor CUDA")
         shape, strides = tuple(x.shape), tuple(x.stride())
-        return View(x.data_ptr(), dtype_name(x.dtype), x.element_size(), shape, strides, device, True, x)
+        return View(x.data_ptr(), dtype_name(x.dtype), x.element_size(), shape, strides, device, x)
     if hasattr(x, "__cuda_array_interface__"):
         return _cuda_view(x)
     return _dlpack_view(name, x)
@@ -223,12 +225,12 @@ def _row_major(shape):
 
 def _cuda_view(x):
     interface = x.__cuda_array_interface__
-    pointer, read_only = interface["data"]
+    pointer, _ = interface["data"]
     dtype, shape = np.dtype(getattr(x, "dtype", interface["typestr"])), tuple(interface["shape"])
     strides = interface.get("strides")
     strides = _row_major(shape) if strides is None else tuple(stride // dtype.itemsize for stride in strides)
     device = getattr(getattr(x, "device", None), "id", None)
-    return View(pointer or 0, dtype.name, dtype.itemsize, shape, strides, device, not read_only, x)
+    return View(pointer or 0, dtype.name, dtype.itemsize, shape, strides, device, x)
 
 
 class _DLTensor(ctypes.Structure):
@@ -266,4 +268,4 @@ def _dlpack_view(name, x):
     device = tensor.device_id if tensor.device_type == _DLPACK_CUDA else -1
     # The capsule, unconsumed, frees the tensor when it goes.
     pointer = (tensor.data or 0) + tensor.byte_offset
-    return View(pointer, dtype, tensor.bits // 8, shape, strides, device, True, capsule)
+    return View(pointer, dtype, tensor.bits // 8, shape, strides, device, capsule)
