@@ -186,7 +186,7 @@ fn write_list(units: &[Unit], version: Version, archs: &str) -> std::io::Result<
     }
     let toolkit = 1000 * version.0 + 10 * version.1;
     let text = format!(
-        "pub static FATBINS: &[(&str, &Aligned<[u8]>)] = &[\n{text}];\n\
+        "pub static FATBINS: &[Fatbin] = &[\n{text}];\n\
          pub const TOOLKIT: i32 = {toolkit};\n\
          pub const ARCHS: &str = {archs:?};\n"
     );

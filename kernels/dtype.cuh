@@ -83,6 +83,8 @@ __device__ inline void store_index(const Matrix &vector, int64_t i, int64_t valu
 }
 
 // The matrix of group `g`; null where the expert is absent or frozen.
-__device__ inline uint8_t *group_data(const Grouped &tensor, int64_t g, int element_size) {
-  return tensor.pointers != nullptr ? tensor.pointers[g] : tensor.data + g * tensor.group_stride * element_size;
+template <class T> __device__ inline T *group_data(const Grouped &tensor, int64_t g) {
+  if (tensor.pointers == nullptr) return reinterpret_cast<T *>(tensor.data) + (g * tensor.group_stride + tensor.offset);
+  uint8_t *const data = tensor.pointers[g];
+  return data == nullptr ? nullptr : reinterpret_cast<T *>(data) + tensor.offset;
 }

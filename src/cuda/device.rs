@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use cudarc::driver::sys::*;
 
 use super::driver::{self, Driver, driver};
-use super::fatbins::{ARCHS, FATBINS};
+use super::fatbins::{ARCHS, FATBINS, Fatbin};
 use crate::abi::context::moe_context_info_t;
 use crate::abi::types::moe_device_report_t;
 use crate::error::{Error, Result};
@@ -69,8 +69,12 @@ impl Drop for Scope {
 }
 
 impl Device {
-    /// Does all that is slow: finds the driver, loads every kernel, raises their limits of dynamic shared memory.
     pub fn open(ordinal: i32) -> Result<Self> {
+        Self::open_with(ordinal, FATBINS)
+    }
+
+    /// Does all that is slow: finds the driver, loads every kernel, raises their limits of dynamic shared memory.
+    pub(super) fn open_with(ordinal: i32, fatbins: &[Fatbin]) -> Result<Self> {
         let driver = driver()?;
         match driver.devices()? {
             0 => return Err(Error::UnsupportedDevice("no GPU is visible to the CUDA driver".into())),
@@ -106,7 +110,7 @@ impl Device {
             ordinal,
             handle,
             context,
-            libraries: Vec::with_capacity(FATBINS.len()),
+            libraries: Vec::with_capacity(fatbins.len()),
             kernels: HashMap::new(),
             multiprocessors,
             capability,
@@ -114,7 +118,7 @@ impl Device {
             report: None,
         };
         let scope = device.enter()?;
-        for (stem, image) in FATBINS {
+        for (stem, image) in fatbins {
             device.load(stem, &image.0)?;
         }
         if log::check_enabled() {

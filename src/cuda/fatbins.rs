@@ -4,5 +4,8 @@
 #[repr(C, align(64))]
 pub struct Aligned<T: ?Sized>(pub T);
 
-// FATBINS: the name and image of each source. TOOLKIT: its CUDA version, 1000*major + 10*minor. ARCHS: as MOE_CUDA_ARCHS.
+/// The name of a source, and its image.
+pub type Fatbin = (&'static str, &'static Aligned<[u8]>);
+
+// FATBINS: of each source. TOOLKIT: its CUDA version, 1000*major + 10*minor. ARCHS: as MOE_CUDA_ARCHS.
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));

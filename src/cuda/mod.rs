@@ -8,6 +8,8 @@ mod driver;
 mod fatbins;
 mod launch;
 pub mod pointers;
+#[cfg(test)]
+mod tests;
 
 pub use device::{Device, Scope};
 pub use launch::{Launch, Launcher};
