@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use crate::cpu::element::{Element, Real, load, store, true_count, with_element};
-use crate::ops::activation::{Activation, Backward, Curve, Forward};
+use crate::cpu::groups::Spans;
+use crate::ops::activation::{Activation, Backward, Curve, Extent, Forward};
 use crate::report::Report;
 use crate::tensor::Matrix;
 
@@ -159,35 +160,74 @@ impl Activation {
     }
 }
 
-/// Runs `body` for each row, on all cores.
-fn for_rows(rows: i64, columns: i64, body: impl Fn(i64) + Sync) {
+/// Runs `body` for each row, on all cores, and `gap` for each row between groups.
+fn for_rows(spans: &Spans, columns: i64, body: impl Fn(i64) + Sync, gap: impl Fn(i64) + Sync) {
     let piece = (PIECE / columns).max(1) as usize;
-    (0..rows as usize).into_par_iter().with_min_len(piece).for_each(|row| body(row as i64));
+    spans.rows.par_iter().zip(&spans.ends).for_each(|(rows, &end)| {
+        (rows.start as usize..end as usize).into_par_iter().with_min_len(piece).for_each(|row| {
+            let row = row as i64;
+            if rows.contains(&row) { body(row) } else { gap(row) }
+        })
+    });
 }
 
-/// The weight of a row; 1 where there are none.
-fn weight<R: Real>(weights: &Option<Matrix>, row: i64) -> R {
-    // SAFETY: the vector has a weight for each row.
-    R::from_f64(weights.map_or(1.0, |w| unsafe { load(w.dtype, w.data, row) }))
+impl Extent {
+    /// # Safety
+    /// The count, or the groups, are live.
+    unsafe fn spans(&self, report: &Report) -> Spans {
+        match self {
+            Extent::Count(count) => Spans::one(unsafe { true_count(count, report) }),
+            Extent::Groups(groups) => unsafe { Spans::read(groups, report) },
+        }
+    }
+}
+
+/// # Safety
+/// The matrix has such a row, which nobody else accesses.
+unsafe fn zero_row<E: Element>(matrix: &Matrix, row: i64, columns: i64) {
+    unsafe { std::slice::from_raw_parts_mut(matrix.row::<E>(row), columns as usize) }.fill(E::default());
 }
 
 pub fn forward(p: &Forward, report: &Report) {
-    // SAFETY: the checks have found room for `rows` rows in every matrix; each row is written by one thread.
-    let rows = unsafe { true_count(&p.rows, report) };
-    with_element!(p.h.dtype, E => for_rows(rows, p.activation.hidden(), |row| unsafe {
-        p.activation.forward_row::<E>(p.h.row(row), p.y.row(row), weight(&p.row_weights, row))
-    }));
+    // SAFETY: the checks have found room for the rows in every matrix; each row is written by one thread.
+    unsafe {
+        let spans = p.extent.spans(report);
+        let weights = spans.weights(&p.row_weights, report);
+        with_element!(p.h.dtype, E => for_rows(
+            &spans,
+            p.activation.hidden(),
+            |row| p.activation.forward_row::<E>(p.h.row(row), p.y.row(row), weight(&weights, row)),
+            |row| zero_row::<E>(&p.y, row, p.activation.ffn),
+        ));
+    }
 }
 
 pub fn backward(p: &Backward, report: &Report) {
     // SAFETY: as in `forward`.
-    let rows = unsafe { true_count(&p.rows, report) };
-    with_element!(p.h.dtype, E => for_rows(rows, p.activation.hidden(), |row| unsafe {
-        let weighted_act = p.weighted_act.map_or(std::ptr::null_mut(), |act| act.row(row));
-        let w = weight(&p.row_weights, row);
-        let dot = p.activation.backward_row::<E>(p.h.row(row), p.dy.row(row), p.dh.row(row), weighted_act, w);
-        if let Some(drow_weights) = p.drow_weights {
-            store(drow_weights.dtype, drow_weights.data, row, dot.to_f64());
-        }
-    }));
+    unsafe {
+        let spans = p.extent.spans(report);
+        let weights = spans.weights(&p.row_weights, report);
+        let store_dot = |row, dot| p.drow_weights.map_or((), |to| store(to.dtype, to.data, row, dot));
+        with_element!(p.h.dtype, E => for_rows(
+            &spans,
+            p.activation.hidden(),
+            |row| {
+                let weighted_act = p.weighted_act.map_or(std::ptr::null_mut(), |act| act.row(row));
+                let weight = weight(&weights, row);
+                let dot = p.activation.backward_row::<E>(p.h.row(row), p.dy.row(row), p.dh.row(row), weighted_act, weight);
+                let start = p.dot_start.map_or(0.0, |start| load(start.dtype, start.data, row));
+                store_dot(row, start + dot.to_f64());
+            },
+            |row| {
+                zero_row::<E>(&p.dh, row, p.activation.hidden());
+                p.weighted_act.map_or((), |act| zero_row::<E>(&act, row, p.activation.ffn));
+                store_dot(row, 0.0);
+            },
+        ));
+    }
+}
+
+/// The weight of a row; 1 where there are none.
+fn weight<R: Real>(weights: &Option<Vec<f64>>, row: i64) -> R {
+    R::from_f64(weights.as_ref().map_or(1.0, |weights| weights[row as usize]))
 }

@@ -17,6 +17,11 @@ pub struct Spans {
 }
 
 impl Spans {
+    /// One group of so many rows.
+    pub fn one(rows: i64) -> Self {
+        Self { rows: vec![0..rows], ends: vec![rows] }
+    }
+
     /// # Safety
     /// Offsets and sizes that are given are live for count + 1 and count elements.
     pub unsafe fn read(groups: &Groups, report: &Report) -> Self {

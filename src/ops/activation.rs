@@ -1,11 +1,13 @@
 //! activation: the checks of its arguments, its workspace, and which backend.
 
 use crate::abi::activation::*;
+use crate::abi::types::moe_tensor_t;
 use crate::check::{self, Count, MAX_WIDTH};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
 use crate::dtype::{Dtype, FLOATS};
 use crate::error::{Error, Result};
+use crate::groups::{Groups, RowWeights};
 use crate::tensor::{Matrix, matrix, optional_matrix, optional_vector};
 use crate::workspace::{Layout, Workspace};
 
@@ -84,24 +86,37 @@ impl Activation {
     }
 }
 
-/// y[R, f] = act(h[R, 2f or f]) * row_weights[R].
-pub struct Forward {
-    pub activation: Activation,
-    pub rows: Count,
-    pub h: Matrix,
-    pub y: Matrix,
-    pub row_weights: Option<Matrix>,
+/// Which rows there are.
+#[derive(Clone, Copy, Debug)]
+pub enum Extent {
+    Count(Count),
+    /// Those of the groups; gaps between groups become zero.
+    Groups(Groups),
 }
 
-/// dh, <dy, act(h)> and weight * act(h) again.
+/// y[R, f] = weight * act(h[R, 2f or f]).
+pub struct Forward {
+    pub activation: Activation,
+    pub extent: Extent,
+    pub h: Matrix,
+    pub y: Matrix,
+    pub row_weights: RowWeights,
+}
+
+/// dh = act'(h) * weight * dy; drow_weights = <dy, act(h)> (+ dot_start); weighted_act = weight * act(h).
 pub struct Backward {
     pub activation: Activation,
-    pub rows: Count,
+    pub extent: Extent,
     pub h: Matrix,
     pub dy: Matrix,
+    /// May be h.
     pub dh: Matrix,
-    pub row_weights: Option<Matrix>,
+    pub row_weights: RowWeights,
+    /// [R].
     pub drow_weights: Option<Matrix>,
+    /// [R]; may be drow_weights.
+    pub dot_start: Option<Matrix>,
+    /// May be dy.
     pub weighted_act: Option<Matrix>,
 }
 
@@ -116,9 +131,11 @@ fn describe(ctx: &moe_context_t, desc: &moe_activation_desc_t) -> Result<(Dtype,
     Ok((dtype, activation))
 }
 
-/// Whether the context serves the dtypes of optional vectors.
-fn serve_vectors(ctx: &moe_context_t, vectors: &[(&str, Option<Matrix>)]) -> Result<()> {
-    vectors.iter().try_for_each(|(name, vector)| vector.map_or(Ok(()), |v| ctx.serves(name, v.dtype)))
+/// A vector of router weights, or of their gradients.
+fn weights(ctx: &moe_context_t, argument: &str, tensor: &moe_tensor_t, rows: i64) -> Result<Option<Matrix>> {
+    let vector = optional_vector(argument, tensor, FLOATS, rows, 1)?;
+    vector.map_or(Ok(()), |vector| ctx.serves(argument, vector.dtype))?;
+    Ok(vector)
 }
 
 pub fn activation_fwd(
@@ -130,14 +147,14 @@ pub fn activation_fwd(
     let (dtype, activation) = describe(ctx, desc)?;
     let rows = desc.rows_max;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
+    let row_weights = weights(ctx, "args.row_weights", &args.row_weights, rows)?;
     let problem = Forward {
         activation,
-        rows: check::count("args.num_rows", &args.num_rows, rows)?,
+        extent: Extent::Count(check::count("args.num_rows", &args.num_rows, rows)?),
         h: matrix("args.h", &args.h, &[dtype], rows, activation.hidden())?,
         y: matrix("args.y", &args.y, &[dtype], rows, activation.ffn)?,
-        row_weights: optional_vector("args.row_weights", &args.row_weights, FLOATS, rows, 1)?,
+        row_weights: row_weights.map_or(RowWeights::One, RowWeights::Rows),
     };
-    serve_vectors(ctx, &[("args.row_weights", problem.row_weights)])?;
     check::aligned("args.report", args.report)?;
     Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
@@ -164,20 +181,21 @@ pub fn activation_bwd(
     let (dtype, activation) = describe(ctx, desc)?;
     let rows = desc.rows_max;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
+    let row_weights = weights(ctx, "args.row_weights", &args.row_weights, rows)?;
     let problem = Backward {
         activation,
-        rows: check::count("args.num_rows", &args.num_rows, rows)?,
+        extent: Extent::Count(check::count("args.num_rows", &args.num_rows, rows)?),
         h: matrix("args.h", &args.h, &[dtype], rows, activation.hidden())?,
         dy: matrix("args.dy", &args.dy, &[dtype], rows, activation.ffn)?,
         dh: matrix("args.dh", &args.dh, &[dtype], rows, activation.hidden())?,
-        row_weights: optional_vector("args.row_weights", &args.row_weights, FLOATS, rows, 1)?,
-        drow_weights: optional_vector("args.drow_weights", &args.drow_weights, FLOATS, rows, 1)?,
+        row_weights: row_weights.map_or(RowWeights::One, RowWeights::Rows),
+        drow_weights: weights(ctx, "args.drow_weights", &args.drow_weights, rows)?,
+        dot_start: None,
         weighted_act: optional_matrix("args.weighted_act", &args.weighted_act, &[dtype], rows, activation.ffn)?,
     };
-    if problem.drow_weights.is_some() && problem.row_weights.is_none() {
+    if problem.drow_weights.is_some() && row_weights.is_none() {
         return Err(Error::argument("args.drow_weights", "given", "absent where row_weights is absent"));
     }
-    serve_vectors(ctx, &[("args.row_weights", problem.row_weights), ("args.drow_weights", problem.drow_weights)])?;
     check::aligned("args.report", args.report)?;
     Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
