@@ -1852,7 +1852,7 @@ typedef struct moe_expert_mlp_desc_t {
   uint32_t struct_size;
   /** Dtype of x, W1, W2, h. */
   moe_dtype_t dtype;
-  /** Upper bound of the tokens, T; read where a layout is MOE_LAYOUT_TOKENS. */
+  /** Upper bound of the tokens, T; read where a layout is MOE_LAYOUT_TOKENS or weights are a slot's. */
   int64_t num_tokens;
   /** Upper bound of the rows, R. */
   int64_t rows_max;
@@ -1886,14 +1886,16 @@ typedef struct moe_expert_mlp_desc_t {
   double clamp_limit;
   /** For MOE_ACTIVATION_CLAMPED_SWIGLU; 0 means 1.702. */
   double clamp_alpha;
-  /** MOE_ON: a token's result has the same bits whatever the batch. */
+  /** MOE_ON: a token's result has the same bits whatever the batch (the CPU backend answers UNSUPPORTED). */
   int32_t batch_invariant;
   int32_t reserved;
 } moe_expert_mlp_desc_t;
 
 /**
  * The maps of moe_dispatch_plan. Needed: group_offsets always; token_of_row with input TOKENS; row_of_slot
- * with output TOKENS; slot_of_row where weights a slot go to rows.
+ * with output TOKENS; slot_of_row where weights a slot go to rows (all but the combine of output TOKENS).
+ * An expert is absent where W1 or W2 has a NULL entry: it contributes nothing and its rows are not read. Rows of y
+ * that belong to absent experts, or to padding that group_sizes tells of, are written as zeros.
  */
 typedef struct moe_expert_mlp_fwd_args_t {
   uint32_t struct_size;
@@ -1920,7 +1922,7 @@ typedef struct moe_expert_mlp_fwd_args_t {
   moe_tensor_t weights;
   /** A weight a row, [R]; optional, instead of weights. */
   moe_tensor_t row_weights;
-  /** The up half of W1 as a tensor of its own, [E, f, d] or [E, d, f]; optional. */
+  /** The up half of W1 as a tensor of its own, [E, f, d] or [E, d, f]; optional, not with MOE_GATE_INTERLEAVED. */
   moe_tensor_t w1_up;
   /** [E, 2f], in the order of h; optional. */
   moe_tensor_t b1;
@@ -1932,7 +1934,12 @@ typedef struct moe_expert_mlp_fwd_args_t {
   moe_device_report_t *report;
 } moe_expert_mlp_fwd_args_t;
 
-/** Each output but dh is optional. Without dw1, dw2, db1, db2 and with weighted_act: delayed wgrad. */
+/**
+ * Each output but dh is optional. Without dw1, dw2, db1, db2 and with weighted_act: delayed wgrad.
+ * Needed: group_offsets always; token_of_row with input or output TOKENS; row_of_slot for dweights, and for dx with
+ * input TOKENS; slot_of_row with weights; x for dW1, without h, and for gradients of weights at the input.
+ * Rows of dx, dh and weighted_act of absent experts and of known padding are written as zeros.
+ */
 typedef struct moe_expert_mlp_bwd_args_t {
   uint32_t struct_size;
   uint32_t reserved;
@@ -1982,7 +1989,10 @@ typedef struct moe_expert_mlp_bwd_args_t {
   moe_device_report_t *report;
 } moe_expert_mlp_bwd_args_t;
 
-/** dW1 and db1 from x and dh; dW2 and db2 from weighted_act and dy. Each output is optional: fc1 and fc2 apart. */
+/**
+ * dW1 and db1 from x and dh; dW2 and db2 from weighted_act and dy. Each output is optional: fc1 and fc2 apart.
+ * Without W1 and W2 absent experts are not known here: where their rows must not be read, give them group_sizes of 0.
+ */
 typedef struct moe_expert_mlp_wgrad_args_t {
   uint32_t struct_size;
   uint32_t reserved;
@@ -2002,7 +2012,7 @@ typedef struct moe_expert_mlp_wgrad_args_t {
   moe_tensor_t slot_offsets;
   moe_tensor_t weights;
   moe_tensor_t row_weights;
-  /** Out: W1's layout. */
+  /** Out: W1's layout; with dw1_up: the gate's alone. */
   moe_tensor_t dw1;
   moe_tensor_t dw1_up;
   moe_tensor_t dw2;

@@ -24,7 +24,7 @@ pub struct moe_expert_mlp_desc_t {
     pub struct_size: u32,
     /// Dtype of x, W1, W2, h.
     pub dtype: moe_dtype_t,
-    /// Upper bound of the tokens, T; read where a layout is MOE_LAYOUT_TOKENS.
+    /// Upper bound of the tokens, T; read where a layout is MOE_LAYOUT_TOKENS or weights are a slot's.
     pub num_tokens: i64,
     /// Upper bound of the rows, R.
     pub rows_max: i64,
@@ -58,13 +58,15 @@ pub struct moe_expert_mlp_desc_t {
     pub clamp_limit: f64,
     /// For MOE_ACTIVATION_CLAMPED_SWIGLU; 0 means 1.702.
     pub clamp_alpha: f64,
-    /// MOE_ON: a token's result has the same bits whatever the batch.
+    /// MOE_ON: a token's result has the same bits whatever the batch (the CPU backend answers UNSUPPORTED).
     pub batch_invariant: i32,
     pub reserved: i32,
 }
 
 /// The maps of moe_dispatch_plan. Needed: group_offsets always; token_of_row with input TOKENS; row_of_slot
-/// with output TOKENS; slot_of_row where weights a slot go to rows.
+/// with output TOKENS; slot_of_row where weights a slot go to rows (all but the combine of output TOKENS).
+/// An expert is absent where W1 or W2 has a NULL entry: it contributes nothing and its rows are not read. Rows of y
+/// that belong to absent experts, or to padding that group_sizes tells of, are written as zeros.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_expert_mlp_fwd_args_t {
@@ -92,7 +94,7 @@ pub struct moe_expert_mlp_fwd_args_t {
     pub weights: moe_tensor_t,
     /// A weight a row, [R]; optional, instead of weights.
     pub row_weights: moe_tensor_t,
-    /// The up half of W1 as a tensor of its own, [E, f, d] or [E, d, f]; optional.
+    /// The up half of W1 as a tensor of its own, [E, f, d] or [E, d, f]; optional, not with MOE_GATE_INTERLEAVED.
     pub w1_up: moe_tensor_t,
     /// [E, 2f], in the order of h; optional.
     pub b1: moe_tensor_t,
@@ -105,6 +107,9 @@ pub struct moe_expert_mlp_fwd_args_t {
 }
 
 /// Each output but dh is optional. Without dw1, dw2, db1, db2 and with weighted_act: delayed wgrad.
+/// Needed: group_offsets always; token_of_row with input or output TOKENS; row_of_slot for dweights, and for dx with
+/// input TOKENS; slot_of_row with weights; x for dW1, without h, and for gradients of weights at the input.
+/// Rows of dx, dh and weighted_act of absent experts and of known padding are written as zeros.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_expert_mlp_bwd_args_t {
@@ -157,6 +162,7 @@ pub struct moe_expert_mlp_bwd_args_t {
 }
 
 /// dW1 and db1 from x and dh; dW2 and db2 from weighted_act and dy. Each output is optional: fc1 and fc2 apart.
+/// Without W1 and W2 absent experts are not known here: where their rows must not be read, give them group_sizes of 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_expert_mlp_wgrad_args_t {
@@ -178,7 +184,7 @@ pub struct moe_expert_mlp_wgrad_args_t {
     pub slot_offsets: moe_tensor_t,
     pub weights: moe_tensor_t,
     pub row_weights: moe_tensor_t,
-    /// Out: W1's layout.
+    /// Out: W1's layout; with dw1_up: the gate's alone.
     pub dw1: moe_tensor_t,
     pub dw1_up: moe_tensor_t,
     pub dw2: moe_tensor_t,

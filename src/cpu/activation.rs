@@ -207,7 +207,11 @@ pub fn backward(p: &Backward, report: &Report) {
     unsafe {
         let spans = p.extent.spans(report);
         let weights = spans.weights(&p.row_weights, report);
-        let store_dot = |row, dot| p.drow_weights.map_or((), |to| store(to.dtype, to.data, row, dot));
+        let store_dot = |row, dot| {
+            if let Some(to) = &p.drow_weights {
+                store(to.dtype, to.data, row, dot);
+            }
+        };
         with_element!(p.h.dtype, E => for_rows(
             &spans,
             p.activation.hidden(),
@@ -220,7 +224,9 @@ pub fn backward(p: &Backward, report: &Report) {
             },
             |row| {
                 zero_row::<E>(&p.dh, row, p.activation.hidden());
-                p.weighted_act.map_or((), |act| zero_row::<E>(&act, row, p.activation.ffn));
+                if let Some(act) = &p.weighted_act {
+                    zero_row::<E>(act, row, p.activation.ffn);
+                }
                 store_dot(row, 0.0);
             },
         ));

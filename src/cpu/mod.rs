@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod dispatch;
 pub mod element;
+pub mod expert_mlp;
 mod gemm;
 pub mod grouped_gemm;
 pub mod groups;
