@@ -24,26 +24,28 @@ def logsumexp(row):
     return top + np.log(np.exp(present - top).sum())
 
 
+def log1p(x):
+    """log(1 + x) to all digits, for complex numbers too."""
+    return np.where(abs(x) < 1e-6, x - x * x / 2 + x**3 / 3, np.log(1 + x))
+
+
 def sigmoid(row):
-    present = row.real > -np.inf
     out = np.zeros_like(row)
-    out[present] = [1 / (1 + np.exp(-l)) if l.real > 0 else np.exp(l) / (1 + np.exp(l)) for l in row[present]]
+    present = row.real > -np.inf
+    l = row[present]
+    small = np.exp(np.where(l.real > 0, -l, l))
+    out[present] = np.where(l.real > 0, 1, small) / (1 + small)
     return out
 
 
 def sqrtsoftplus(row):
-    present = row.real > -np.inf
     out = np.zeros_like(row)
-    # log(1 + x) to all digits for small x, for complex numbers too.
-    def log1p(x):
-        return x - x * x / 2 + x**3 / 3 if abs(x) < 1e-6 else np.log(1 + x)
-
-    def root(l):
-        if l.real < -30:
-            return np.exp(l / 2) * (1 - np.exp(l) / 4)
-        return np.sqrt(l + log1p(np.exp(-l)) if l.real > 0 else log1p(np.exp(l)))
-
-    out[present] = [root(l) for l in row[present]]
+    present = row.real > -np.inf
+    l = row[present]
+    small = log1p(np.exp(np.where(l.real > 0, -l, l)))
+    softplus = np.where(l.real > 0, l + small, small)
+    # Where e^l leaves the digits of 1 + e^l, and before it underflows.
+    out[present] = np.where(l.real < -30, np.exp(l / 2) * (1 - np.exp(np.where(l.real < 0, l, 0)) / 4), np.sqrt(softplus))
     return out
 
 
@@ -97,8 +99,7 @@ def weights(case, row, ids):
         s = softmax(np.array([row[e] if ok else -np.inf for e, ok in zip(ids, here)]))
     else:
         every = SCORES[case["score"]](row)
-        s = np.array([every[e] if ok else 0 * row[0] for e, ok in zip(ids, here)])
-        s = np.where(here, s, 0)
+        s = np.array([every[e] if ok else 0 * every[0] for e, ok in zip(ids, here)])
         if case["renormalize"] and case["score"] == "softmax":
             # Shifted to the chosen, so that tiny scores do not vanish.
             s = softmax(np.array([row[e] if ok else -np.inf for e, ok in zip(ids, here)]))

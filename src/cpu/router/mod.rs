@@ -1,13 +1,32 @@
 //! Routers on the CPU.
 
+mod logits;
 mod loss;
 mod score;
 mod select;
 mod topk;
 
 use crate::error::Result;
-use crate::ops::router::{loss as losses, topk as router};
+use crate::ops::router::{logits as gate, loss as losses, topk as router};
 use crate::report::Report;
+
+pub fn logits_fwd(problem: &gate::Forward, report: Report) -> Result<()> {
+    if problem.gate.wide {
+        logits::fwd::<f64>(problem, report)
+    } else {
+        logits::fwd::<f32>(problem, report)
+    }
+    Ok(())
+}
+
+pub fn logits_bwd(problem: &gate::Backward, report: Report) -> Result<()> {
+    if problem.gate.wide {
+        logits::bwd::<f64>(problem, report)
+    } else {
+        logits::bwd::<f32>(problem, report)
+    }
+    Ok(())
+}
 
 pub fn fwd(problem: &router::Forward, report: Report) -> Result<()> {
     if problem.router.losses.wide {

@@ -3,7 +3,7 @@
 mod bias_update;
 mod capacity;
 mod expert_choice;
-mod logits;
+pub mod logits;
 pub mod loss;
 mod sinkhorn;
 pub mod topk;
