@@ -329,18 +329,18 @@ pub struct moe_router_loss_bwd_args_t {
     pub report: *mut moe_device_report_t,
 }
 
-/// tolerance 1e-4 and max_iterations 100 with the relative stopping test, d1 started at 1.
+/// d1 started at 1, relative stopping test, tolerance 1e-4, at most 100 iterations.
 pub const MOE_SINKHORN_DEFAULT: i32 = 0;
-/// Megatron-Core: d1 = 1, absolute test at 1e-4; max_iterations 1000.
+/// Megatron-Core: d1 started at 1, absolute test, tolerance 1e-4; at most 1000 iterations (Megatron has no bound).
 pub const MOE_SINKHORN_MEGATRON: i32 = 1;
-/// GPT-NeoX: d1 = 1/(E * column sums of exp(L)), absolute test at 1e-4, 3 iterations.
+/// GPT-NeoX: d1 started at 1/(E * column sums of exp(L)), absolute test, tolerance 1e-4, at most 3 iterations.
 pub const MOE_SINKHORN_NEOX: i32 = 2;
 
 /// The preset's.
 pub const MOE_SINKHORN_START_DEFAULT: i32 = 0;
 /// d1 = 1.
 pub const MOE_SINKHORN_START_ONES: i32 = 1;
-/// d1 = 1/(E * column sums of exp(L)).
+/// d1 = 1/(E * column sums of exp(L)); where such a sum is 0, 1/(E * 1e-8).
 pub const MOE_SINKHORN_START_COLUMN_SUMS: i32 = 2;
 
 /// The preset's.
@@ -350,7 +350,10 @@ pub const MOE_SINKHORN_STOP_ABSOLUTE: i32 = 1;
 /// max_e |d1_old/d1 - 1| <= tolerance.
 pub const MOE_SINKHORN_STOP_RELATIVE: i32 = 2;
 
-/// Sinkhorn normalisation of exp(logits) (S-BASE, Clark et al. 2022). logits: FP32, FP16, BF16 (FP64 on the CPU).
+/// Sinkhorn normalisation of C = exp(logits) (S-BASE, Clark et al. 2022). An iteration is
+/// d0_t = 1/(T*(sum_e d1_e*C_te + 1e-8)), then d1_e = 1/(E*(sum_t d0_t*C_te + 1e-8)). It works on shifted logits, so that
+/// none of them overflows; with infinite ones, +inf and what exceeds FP32 counts as FP32's largest number.
+/// logits: FP32, FP16, BF16 (FP64 on the CPU); probs: any of them. No tokens: log_d1 = 0, no iterations, error 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_sinkhorn_desc_t {
@@ -385,42 +388,61 @@ pub struct moe_sinkhorn_args_t {
     pub log_d0: *mut f32,
     /// Out: float[E], log d1; optional. As a selection bias on the logits it gives the top-k of P.
     pub log_d1: *mut f32,
-    /// Out: one int32, rounds done; optional.
+    /// Out: one int32, iterations done; optional.
     pub iterations: *mut i32,
-    /// Out: one float, the stopping test's last value; optional.
+    /// Out: one float, the stopping test's last value: above the tolerance where max_iterations ended it; optional.
     pub error: *mut f32,
     pub num_tokens: moe_count_t,
     pub report: *mut moe_device_report_t,
 }
 
-/// One round of Sinkhorn over several ranks. Round r = 0 .. max_iterations: call with round = r, then sum
-/// column_mass over the ranks; after the last sum, call once more with round = max_iterations + 1 ... and P from
-/// log_d1. Rounds after convergence do nothing.
+/// Sinkhorn over the tokens of several ranks: max_iterations + 1 calls on each rank, with an all-reduce between them.
+///
+/// For round = 0 to max_iterations:
+/// - moe_sinkhorn_step with this round;
+/// - if round < max_iterations: all-reduce column_mass, E floats, by sum.
+///
+/// Round 0 starts log_d1 and writes this rank's column_mass. Round r > 0 takes the summed column_mass, does iteration r
+/// of log_d1 and writes the column_mass for the next; the last round writes none. Once the stopping test holds, which all
+/// ranks find in the same round, done is set and the rounds that are left write zeros to column_mass and nothing else: the
+/// loop needs no look at the device and can be captured. Then top-k of logits + log_d1 is the choice, as after moe_sinkhorn.
+///
+/// Started from column sums (MOE_SINKHORN_NEOX) the loop begins at round -2, and it is the maximum over the ranks that
+/// column_mass is all-reduced to after round -2; the sum after all others.
+///
+/// All ranks give the same description but for num_tokens. log_d1, column_mass and done are the state: leave them alone
+/// between the calls.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_sinkhorn_step_args_t {
     pub struct_size: u32,
-    /// 0 for the first call.
+    /// 0 (started from column sums: -2) to max_iterations.
     pub round: i32,
     /// [T, E], this rank's.
     pub logits: moe_tensor_t,
-    /// One device float: the tokens of all ranks.
+    /// One device float: the tokens of all ranks; NULL: this rank's are all.
     pub total_tokens: *const f32,
-    /// In and out: float[E], the state; written by round 0.
+    /// In and out: float[E], the state; round 0 starts it.
     pub log_d1: *mut f32,
-    /// In (rounds > 0): float[E], summed over the ranks; out: this rank's part for the next sum.
+    /// In and out: float[E]. Out: the part of P's column sums before the columns are scaled that this rank's tokens
+    /// have; in: all ranks' parts.
     pub column_mass: *mut f32,
-    /// In and out: one int32, not 0 once converged; written by round 0.
+    /// In and out: one int32, not 0 once converged; round 0 starts it.
     pub done: *mut i32,
-    /// Out: one int32, rounds done; optional.
+    /// Out: float[T], log d0, so that P = exp(L + log d0 + log d1) in the end; optional.
+    pub log_d0: *mut f32,
+    /// Out: one int32, iterations done; optional.
     pub iterations: *mut i32,
-    /// Out: one float; optional.
+    /// Out: one float, the stopping test's last value, 0 before round 1; optional.
     pub error: *mut f32,
     pub num_tokens: moe_count_t,
     pub report: *mut moe_device_report_t,
 }
 
-/// Expert choice (Zhou et al. 2022): each expert takes its top-C tokens by softmax score; ties: the lower token.
+/// Expert choice (Zhou et al. 2022): each expert takes its top-C tokens by score, s = softmax(L) over the experts; ties:
+/// the lower token. A token may have 0 to E experts. A token is taken even with score 0 (logit -inf), unless masked.
+/// logits, dlogits: FP32, FP16, BF16 (FP64 on the CPU); token_ids: INT32 or INT64; weights and their gradients: FP32,
+/// FP16, BF16 (FP64 on the CPU), whatever the logits are. Among infinite logits +inf counts as FP32's largest number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_expert_choice_desc_t {
@@ -429,9 +451,9 @@ pub struct moe_expert_choice_desc_t {
     pub num_tokens: i64,
     /// E, 1 to 1024.
     pub num_experts: i64,
-    /// C; where the true T is smaller, the places beyond it hold token -1 and weight 0.
+    /// C, at least 0; where an expert has fewer tokens to choose from, its last places hold token -1 and weight 0.
     pub capacity: i64,
-    /// MOE_MATH_DEFAULT or MOE_MATH_FP64.
+    /// MOE_MATH_DEFAULT (scores are fp32) or MOE_MATH_FP64.
     pub math: i32,
     pub reserved: i32,
 }
@@ -443,9 +465,9 @@ pub struct moe_expert_choice_fwd_args_t {
     pub reserved: u32,
     /// [T, E].
     pub logits: moe_tensor_t,
-    /// Out: INT32 or INT64 [E, C], best first; optional.
+    /// Out: [E, C], the tokens of each expert in ascending order, as dispatch orders its rows; optional.
     pub token_ids: moe_tensor_t,
-    /// Out: [E, C]; optional.
+    /// Out: [E, C], their scores; optional.
     pub weights: moe_tensor_t,
     /// Out: [T, E], zero where not chosen; optional. With a mask, the input of moe_dispatch_plan.
     pub weights_dense: moe_tensor_t,
@@ -453,11 +475,14 @@ pub struct moe_expert_choice_fwd_args_t {
     pub byte_mask: moe_tensor_t,
     /// Out: UINT32 [T, ceil(E/32)]; optional.
     pub bit_mask: moe_tensor_t,
+    /// In: uint8[T], 1 = a real token; optional. Masked tokens are never chosen.
     pub padding_mask: *const u8,
     pub num_tokens: moe_count_t,
     pub report: *mut moe_device_report_t,
 }
 
+/// dlogits_te = s_te * (g_te - sum_i s_ti*g_ti), where g is the gradient of the weights that were chosen, 0 elsewhere.
+/// Given as dweights with token_ids, as dweights_dense with byte_mask, or as both: then they add up.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_expert_choice_bwd_args_t {
@@ -465,11 +490,11 @@ pub struct moe_expert_choice_bwd_args_t {
     pub reserved: u32,
     /// [T, E].
     pub logits: moe_tensor_t,
-    /// [E, C]; with dweights.
+    /// [E, C], the forward's; with dweights.
     pub token_ids: moe_tensor_t,
-    /// [E, C]; this or dweights_dense.
+    /// [E, C].
     pub dweights: moe_tensor_t,
-    /// UINT8 [T, E]; with dweights_dense.
+    /// UINT8 [T, E], the forward's; with dweights_dense.
     pub byte_mask: moe_tensor_t,
     /// [T, E].
     pub dweights_dense: moe_tensor_t,
@@ -480,25 +505,30 @@ pub struct moe_expert_choice_bwd_args_t {
     pub report: *mut moe_device_report_t,
 }
 
-/// bias += rate * sign(mean(n) - n_e), sign(0) = 0 (DeepSeek-V3).
+/// bias_e += rate * sign(mean(n) - n_e), sign(0) = 0 (DeepSeek-V3, Megatron-Core's get_updated_expert_bias).
 pub const MOE_BIAS_UPDATE_SIGN: i32 = 0;
-/// bias moves towards the quantile of the expert's scores at rank T*K/E, with an EMA (Megatron-Core).
+/// Quantile balancing (Megatron-Core's qb_dual_update, whose beta is our -bias): with a_t the (K+1)-th largest of
+/// s_te + bias_e over the experts and q_e the (floor(T*K/E) + 1)-th largest of s_te - a_t over the tokens,
+/// bias_e = ema_decay * bias_e - (1 - ema_decay) * q_e. A q_e that is not finite leaves bias_e as it is.
 pub const MOE_BIAS_UPDATE_QUANTILE: i32 = 1;
 
-/// The aux-loss-free bias. Sum tokens_per_expert over the ranks first.
+/// The aux-loss-free selection bias. Over ranks: sum tokens_per_expert first (SIGN), or average the biases afterwards
+/// (QUANTILE, as Megatron-Core does).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_router_bias_update_desc_t {
     pub struct_size: u32,
     /// MOE_BIAS_UPDATE_*.
     pub rule: i32,
+    /// E, 1 to 1024.
     pub num_experts: i64,
-    /// 0 means 1e-3.
+    /// 0 means 1e-3; for MOE_BIAS_UPDATE_SIGN.
     pub rate: f64,
-    /// Weight of the old bias, for MOE_BIAS_UPDATE_QUANTILE; 0 means 0.9.
+    /// How much of the old bias stays, 0 to 1 (Megatron-Core: 0); for MOE_BIAS_UPDATE_QUANTILE.
     pub ema_decay: f64,
-    /// T and K, for MOE_BIAS_UPDATE_QUANTILE.
+    /// Upper bound of the tokens, T; for MOE_BIAS_UPDATE_QUANTILE.
     pub num_tokens: i64,
+    /// K, 1 to E - 1; for MOE_BIAS_UPDATE_QUANTILE.
     pub top_k: i64,
 }
 
@@ -509,17 +539,19 @@ pub struct moe_router_bias_update_args_t {
     pub reserved: u32,
     /// In and out: float[E].
     pub bias: *mut f32,
-    /// int64[E], for MOE_BIAS_UPDATE_SIGN.
+    /// In: int64[E], for MOE_BIAS_UPDATE_SIGN.
     pub tokens_per_expert: *const i64,
-    /// FP32 [T, E], for MOE_BIAS_UPDATE_QUANTILE.
+    /// In: FP32 [T, E], for MOE_BIAS_UPDATE_QUANTILE. NaN counts as -inf and is reported.
     pub scores: moe_tensor_t,
+    /// In: uint8[T], 1 = a real token; optional, for MOE_BIAS_UPDATE_QUANTILE: T and the quantiles are of real tokens.
+    pub padding_mask: *const u8,
     pub num_tokens: moe_count_t,
     pub report: *mut moe_device_report_t,
 }
 
 /// The desc's `capacity`.
 pub const MOE_CAPACITY_EXPLICIT: i32 = 0;
-/// ceil((T*K/E) * factor), at least min_capacity, at most T (Megatron-Core).
+/// ceil((T*K/E) * factor), at least min_capacity, then at most T (Megatron-Core).
 pub const MOE_CAPACITY_MEGATRON: i32 = 1;
 /// ceil(T/E * factor * K), at least min_capacity (DeepSpeed).
 pub const MOE_CAPACITY_DEEPSPEED: i32 = 2;
@@ -527,47 +559,60 @@ pub const MOE_CAPACITY_DEEPSPEED: i32 = 2;
 pub const MOE_CAPACITY_MEGABLOCKS: i32 = 3;
 /// 2 * ceil(T/E) (NLLB-MoE).
 pub const MOE_CAPACITY_NLLB: i32 = 4;
+/// ceil(factor * T) (NLLB-MoE's moe_eval_capacity_token_fraction).
+pub const MOE_CAPACITY_TOKEN_FRACTION: i32 = 5;
 
 /// Each expert keeps its C slots of the largest weight; ties: the lower token.
 pub const MOE_DROP_BY_PROBS: i32 = 0;
 /// Each expert keeps its first C slots in token order.
 pub const MOE_DROP_BY_POSITION: i32 = 1;
-/// Each expert keeps C random slots (DeepSpeed's random token selection). Random element: the slot.
+/// Each expert keeps C random slots (DeepSpeed's random token selection): those with the largest random bits; ties: the
+/// lower token. Random element: the slot, t*K + k.
 pub const MOE_DROP_RANDOM: i32 = 2;
-/// First choices before second ones, tokens in order of their largest weight (NLLB-MoE, batch-prioritised).
+/// First choices before second ones, tokens in order of their largest weight (NLLB-MoE, batch-prioritised); ties: the
+/// lower token.
 pub const MOE_DROP_BATCH_PRIORITIZED: i32 = 3;
 /// First choices before second ones, tokens in order (GShard, NLLB-MoE).
 pub const MOE_DROP_BY_CHOICE: i32 = 4;
 
 /// Every choice beyond the first is routed.
 pub const MOE_SECOND_EXPERT_ALL: i32 = 0;
-/// The second expert is sampled with Gumbel noise on the logits (NLLB-MoE).
+/// The second expert is drawn anew: the highest logit + Gumbel noise, -log(-log(u)), among all but the first; its weight
+/// is softmax(logits) there (NLLB-MoE; K = 2). Random element: num_tokens*K + t*E + expert, num_tokens the desc's.
 pub const MOE_SECOND_EXPERT_SAMPLING: i32 = 1;
-/// The second expert is kept with a probability of twice its weight (NLLB-MoE).
+/// The second expert stays where twice its weight exceeds u (NLLB-MoE; K = 2). Random element: num_tokens*K + t,
+/// num_tokens the desc's.
 pub const MOE_SECOND_EXPERT_RANDOM: i32 = 2;
 
 /// Weights after dropping are left as they are (Megatron-Core).
 pub const MOE_DROP_KEEP_WEIGHTS: i32 = 0;
-/// The remaining weights of a token are divided by their sum (DeepSpeed).
+/// The weights that a token keeps are divided by their sum, which counts as at least the machine epsilon of the weights'
+/// dtype (DeepSpeed, Transformers' NLLB-MoE).
 pub const MOE_DROP_RENORMALIZE_AFTER: i32 = 1;
-/// The weights are divided by their sum before dropping (NLLB-MoE's default).
+/// The same with all K weights, before dropping (NLLB-MoE's default). With MOE_SECOND_EXPERT_RANDOM the second weight is
+/// left as it is, as Transformers has it.
 pub const MOE_DROP_RENORMALIZE_BEFORE: i32 = 2;
 
-/// Expert capacity and token dropping. ids: INT32 or INT64; weights: FP32, FP16, BF16 (FP64 on the CPU).
+/// Expert capacity and token dropping. ids: INT32 or INT64; weights: FP32, FP16, BF16 (FP64 on the CPU), all of one dtype.
+/// An id of -1 or >= E is an empty slot: it stays empty, and its weight counts nowhere. A NaN weight counts as -inf where
+/// weights are compared. To pad to capacity, give C to moe_dispatch_desc_t's rows_per_group.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_capacity_desc_t {
     pub struct_size: u32,
     /// MOE_CAPACITY_*.
     pub formula: i32,
-    /// Upper bound of the tokens, T; the capacity is computed from the true T.
+    /// Upper bound of the tokens, T; the capacity is computed from the true T, padding tokens included.
     pub num_tokens: i64,
+    /// E, 1 to 1024.
     pub num_experts: i64,
+    /// K, 1 to min(E, 64).
     pub top_k: i64,
-    /// C, for MOE_CAPACITY_EXPLICIT.
+    /// C, for MOE_CAPACITY_EXPLICIT; at least 0.
     pub capacity: i64,
+    /// At least 0; for MOE_CAPACITY_MEGATRON, MOE_CAPACITY_DEEPSPEED.
     pub min_capacity: i64,
-    /// 0 means 1.
+    /// Not negative; 0 means 1. All formulas are computed in double, from left to right.
     pub capacity_factor: f64,
     /// MOE_DROP_BY_*, MOE_DROP_RANDOM, MOE_DROP_BATCH_PRIORITIZED.
     pub policy: i32,
@@ -593,22 +638,30 @@ pub struct moe_capacity_fwd_args_t {
     pub kept_weights: moe_tensor_t,
     /// Out: int64[E], after dropping; optional.
     pub tokens_per_expert: *mut i64,
-    /// Out: int64[E], dropped slots; optional.
+    /// Out: int64[E], slots dropped for want of capacity; optional.
     pub dropped_per_expert: *mut i64,
+    /// In: uint8[T], 1 = a real token; optional. The slots of the others become empty and count nowhere.
     pub padding_mask: *const u8,
+    /// In, for MOE_SECOND_EXPERT_SAMPLING: FP32, FP16, BF16 (FP64 on the CPU) [T, E]. NaN counts as -inf and is reported.
+    pub logits: moe_tensor_t,
+    /// Out, for MOE_SECOND_EXPERT_SAMPLING: [T, K], ids with the second expert drawn; the ids of the router's backward.
+    pub routed_ids: moe_tensor_t,
+    /// Out, for MOE_SECOND_EXPERT_SAMPLING: [T, K], their weights. Backward takes both in place of ids and weights.
+    pub routed_weights: moe_tensor_t,
     pub num_tokens: moe_count_t,
     pub random: moe_random_t,
     pub report: *mut moe_device_report_t,
 }
 
+/// The gradient of kept_weights; the choice has none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_capacity_bwd_args_t {
     pub struct_size: u32,
     pub reserved: u32,
-    /// [T, K], before dropping.
+    /// [T, K], before dropping; needed for MOE_DROP_RENORMALIZE_*.
     pub weights: moe_tensor_t,
-    /// [T, K], the forward's ids, before dropping.
+    /// [T, K], the forward's ids, before dropping; needed for MOE_DROP_RENORMALIZE_BEFORE.
     pub ids: moe_tensor_t,
     /// [T, K], the forward's.
     pub kept_ids: moe_tensor_t,
