@@ -383,13 +383,13 @@ moe_status_t moe_device_report_message(const moe_device_report_t *report,
 /** sequence_offsets says. */
 #define MOE_SEQUENCE_OFFSETS 2
 
-/** tolerance 1e-4 and max_iterations 100 with the relative stopping test, d1 started at 1. */
+/** d1 started at 1, relative stopping test, tolerance 1e-4, at most 100 iterations. */
 #define MOE_SINKHORN_DEFAULT 0
 
-/** Megatron-Core: d1 = 1, absolute test at 1e-4; max_iterations 1000. */
+/** Megatron-Core: d1 started at 1, absolute test, tolerance 1e-4; at most 1000 iterations (Megatron has no bound). */
 #define MOE_SINKHORN_MEGATRON 1
 
-/** GPT-NeoX: d1 = 1/(E * column sums of exp(L)), absolute test at 1e-4, 3 iterations. */
+/** GPT-NeoX: d1 started at 1/(E * column sums of exp(L)), absolute test, tolerance 1e-4, at most 3 iterations. */
 #define MOE_SINKHORN_NEOX 2
 
 /** The preset's. */
@@ -398,7 +398,7 @@ moe_status_t moe_device_report_message(const moe_device_report_t *report,
 /** d1 = 1. */
 #define MOE_SINKHORN_START_ONES 1
 
-/** d1 = 1/(E * column sums of exp(L)). */
+/** d1 = 1/(E * column sums of exp(L)); where such a sum is 0, 1/(E * 1e-8). */
 #define MOE_SINKHORN_START_COLUMN_SUMS 2
 
 /** The preset's. */
@@ -410,16 +410,20 @@ moe_status_t moe_device_report_message(const moe_device_report_t *report,
 /** max_e |d1_old/d1 - 1| <= tolerance. */
 #define MOE_SINKHORN_STOP_RELATIVE 2
 
-/** bias += rate * sign(mean(n) - n_e), sign(0) = 0 (DeepSeek-V3). */
+/** bias_e += rate * sign(mean(n) - n_e), sign(0) = 0 (DeepSeek-V3, Megatron-Core's get_updated_expert_bias). */
 #define MOE_BIAS_UPDATE_SIGN 0
 
-/** bias moves towards the quantile of the expert's scores at rank T*K/E, with an EMA (Megatron-Core). */
+/**
+ * Quantile balancing (Megatron-Core's qb_dual_update, whose beta is our -bias): with a_t the (K+1)-th largest of
+ * s_te + bias_e over the experts and q_e the (floor(T*K/E) + 1)-th largest of s_te - a_t over the tokens,
+ * bias_e = ema_decay * bias_e - (1 - ema_decay) * q_e. A q_e that is not finite leaves bias_e as it is.
+ */
 #define MOE_BIAS_UPDATE_QUANTILE 1
 
 /** The desc's `capacity`. */
 #define MOE_CAPACITY_EXPLICIT 0
 
-/** ceil((T*K/E) * factor), at least min_capacity, at most T (Megatron-Core). */
+/** ceil((T*K/E) * factor), at least min_capacity, then at most T (Megatron-Core). */
 #define MOE_CAPACITY_MEGATRON 1
 
 /** ceil(T/E * factor * K), at least min_capacity (DeepSpeed). */
@@ -431,16 +435,25 @@ moe_status_t moe_device_report_message(const moe_device_report_t *report,
 /** 2 * ceil(T/E) (NLLB-MoE). */
 #define MOE_CAPACITY_NLLB 4
 
+/** ceil(factor * T) (NLLB-MoE's moe_eval_capacity_token_fraction). */
+#define MOE_CAPACITY_TOKEN_FRACTION 5
+
 /** Each expert keeps its C slots of the largest weight; ties: the lower token. */
 #define MOE_DROP_BY_PROBS 0
 
 /** Each expert keeps its first C slots in token order. */
 #define MOE_DROP_BY_POSITION 1
 
-/** Each expert keeps C random slots (DeepSpeed's random token selection). Random element: the slot. */
+/**
+ * Each expert keeps C random slots (DeepSpeed's random token selection): those with the largest random bits; ties: the
+ * lower token. Random element: the slot, t*K + k.
+ */
 #define MOE_DROP_RANDOM 2
 
-/** First choices before second ones, tokens in order of their largest weight (NLLB-MoE, batch-prioritised). */
+/**
+ * First choices before second ones, tokens in order of their largest weight (NLLB-MoE, batch-prioritised); ties: the
+ * lower token.
+ */
 #define MOE_DROP_BATCH_PRIORITIZED 3
 
 /** First choices before second ones, tokens in order (GShard, NLLB-MoE). */
@@ -449,19 +462,31 @@ moe_status_t moe_device_report_message(const moe_device_report_t *report,
 /** Every choice beyond the first is routed. */
 #define MOE_SECOND_EXPERT_ALL 0
 
-/** The second expert is sampled with Gumbel noise on the logits (NLLB-MoE). */
+/**
+ * The second expert is drawn anew: the highest logit + Gumbel noise, -log(-log(u)), among all but the first; its weight
+ * is softmax(logits) there (NLLB-MoE; K = 2). Random element: num_tokens*K + t*E + expert, num_tokens the desc's.
+ */
 #define MOE_SECOND_EXPERT_SAMPLING 1
 
-/** The second expert is kept with a probability of twice its weight (NLLB-MoE). */
+/**
+ * The second expert stays where twice its weight exceeds u (NLLB-MoE; K = 2). Random element: num_tokens*K + t,
+ * num_tokens the desc's.
+ */
 #define MOE_SECOND_EXPERT_RANDOM 2
 
 /** Weights after dropping are left as they are (Megatron-Core). */
 #define MOE_DROP_KEEP_WEIGHTS 0
 
-/** The remaining weights of a token are divided by their sum (DeepSpeed). */
+/**
+ * The weights that a token keeps are divided by their sum, which counts as at least the machine epsilon of the weights'
+ * dtype (DeepSpeed, Transformers' NLLB-MoE).
+ */
 #define MOE_DROP_RENORMALIZE_AFTER 1
 
-/** The weights are divided by their sum before dropping (NLLB-MoE's default). */
+/**
+ * The same with all K weights, before dropping (NLLB-MoE's default). With MOE_SECOND_EXPERT_RANDOM the second weight is
+ * left as it is, as Transformers has it.
+ */
 #define MOE_DROP_RENORMALIZE_BEFORE 2
 
 /**
@@ -717,7 +742,12 @@ typedef struct moe_router_loss_bwd_args_t {
   moe_device_report_t *report;
 } moe_router_loss_bwd_args_t;
 
-/** Sinkhorn normalisation of exp(logits) (S-BASE, Clark et al. 2022). logits: FP32, FP16, BF16 (FP64 on the CPU). */
+/**
+ * Sinkhorn normalisation of C = exp(logits) (S-BASE, Clark et al. 2022). An iteration is
+ * d0_t = 1/(T*(sum_e d1_e*C_te + 1e-8)), then d1_e = 1/(E*(sum_t d0_t*C_te + 1e-8)). It works on shifted logits, so that
+ * none of them overflows; with infinite ones, +inf and what exceeds FP32 counts as FP32's largest number.
+ * logits: FP32, FP16, BF16 (FP64 on the CPU); probs: any of them. No tokens: log_d1 = 0, no iterations, error 0.
+ */
 typedef struct moe_sinkhorn_desc_t {
   uint32_t struct_size;
   moe_dtype_t logits_dtype;
@@ -748,51 +778,74 @@ typedef struct moe_sinkhorn_args_t {
   float *log_d0;
   /** Out: float[E], log d1; optional. As a selection bias on the logits it gives the top-k of P. */
   float *log_d1;
-  /** Out: one int32, rounds done; optional. */
+  /** Out: one int32, iterations done; optional. */
   int32_t *iterations;
-  /** Out: one float, the stopping test's last value; optional. */
+  /** Out: one float, the stopping test's last value: above the tolerance where max_iterations ended it; optional. */
   float *error;
   moe_count_t num_tokens;
   moe_device_report_t *report;
 } moe_sinkhorn_args_t;
 
 /**
- * One round of Sinkhorn over several ranks. Round r = 0 .. max_iterations: call with round = r, then sum
- * column_mass over the ranks; after the last sum, call once more with round = max_iterations + 1 ... and P from
- * log_d1. Rounds after convergence do nothing.
+ * Sinkhorn over the tokens of several ranks: max_iterations + 1 calls on each rank, with an all-reduce between them.
+ *
+ * For round = 0 to max_iterations:
+ * - moe_sinkhorn_step with this round;
+ * - if round < max_iterations: all-reduce column_mass, E floats, by sum.
+ *
+ * Round 0 starts log_d1 and writes this rank's column_mass. Round r > 0 takes the summed column_mass, does iteration r
+ * of log_d1 and writes the column_mass for the next; the last round writes none. Once the stopping test holds, which all
+ * ranks find in the same round, done is set and the rounds that are left write zeros to column_mass and nothing else: the
+ * loop needs no look at the device and can be captured. Then top-k of logits + log_d1 is the choice, as after moe_sinkhorn.
+ *
+ * Started from column sums (MOE_SINKHORN_NEOX) the loop begins at round -2, and it is the maximum over the ranks that
+ * column_mass is all-reduced to after round -2; the sum after all others.
+ *
+ * All ranks give the same description but for num_tokens. log_d1, column_mass and done are the state: leave them alone
+ * between the calls.
  */
 typedef struct moe_sinkhorn_step_args_t {
   uint32_t struct_size;
-  /** 0 for the first call. */
+  /** 0 (started from column sums: -2) to max_iterations. */
   int32_t round;
   /** [T, E], this rank's. */
   moe_tensor_t logits;
-  /** One device float: the tokens of all ranks. */
+  /** One device float: the tokens of all ranks; NULL: this rank's are all. */
   const float *total_tokens;
-  /** In and out: float[E], the state; written by round 0. */
+  /** In and out: float[E], the state; round 0 starts it. */
   float *log_d1;
-  /** In (rounds > 0): float[E], summed over the ranks; out: this rank's part for the next sum. */
+  /**
+   * In and out: float[E]. Out: the part of P's column sums before the columns are scaled that this rank's tokens
+   * have; in: all ranks' parts.
+   */
   float *column_mass;
-  /** In and out: one int32, not 0 once converged; written by round 0. */
+  /** In and out: one int32, not 0 once converged; round 0 starts it. */
   int32_t *done;
-  /** Out: one int32, rounds done; optional. */
+  /** Out: float[T], log d0, so that P = exp(L + log d0 + log d1) in the end; optional. */
+  float *log_d0;
+  /** Out: one int32, iterations done; optional. */
   int32_t *iterations;
-  /** Out: one float; optional. */
+  /** Out: one float, the stopping test's last value, 0 before round 1; optional. */
   float *error;
   moe_count_t num_tokens;
   moe_device_report_t *report;
 } moe_sinkhorn_step_args_t;
 
-/** Expert choice (Zhou et al. 2022): each expert takes its top-C tokens by softmax score; ties: the lower token. */
+/**
+ * Expert choice (Zhou et al. 2022): each expert takes its top-C tokens by score, s = softmax(L) over the experts; ties:
+ * the lower token. A token may have 0 to E experts. A token is taken even with score 0 (logit -inf), unless masked.
+ * logits, dlogits: FP32, FP16, BF16 (FP64 on the CPU); token_ids: INT32 or INT64; weights and their gradients: FP32,
+ * FP16, BF16 (FP64 on the CPU), whatever the logits are. Among infinite logits +inf counts as FP32's largest number.
+ */
 typedef struct moe_expert_choice_desc_t {
   uint32_t struct_size;
   moe_dtype_t logits_dtype;
   int64_t num_tokens;
   /** E, 1 to 1024. */
   int64_t num_experts;
-  /** C; where the true T is smaller, the places beyond it hold token -1 and weight 0. */
+  /** C, at least 0; where an expert has fewer tokens to choose from, its last places hold token -1 and weight 0. */
   int64_t capacity;
-  /** MOE_MATH_DEFAULT or MOE_MATH_FP64. */
+  /** MOE_MATH_DEFAULT (scores are fp32) or MOE_MATH_FP64. */
   int32_t math;
   int32_t reserved;
 } moe_expert_choice_desc_t;
@@ -802,9 +855,9 @@ typedef struct moe_expert_choice_fwd_args_t {
   uint32_t reserved;
   /** [T, E]. */
   moe_tensor_t logits;
-  /** Out: INT32 or INT64 [E, C], best first; optional. */
+  /** Out: [E, C], the tokens of each expert in ascending order, as dispatch orders its rows; optional. */
   moe_tensor_t token_ids;
-  /** Out: [E, C]; optional. */
+  /** Out: [E, C], their scores; optional. */
   moe_tensor_t weights;
   /** Out: [T, E], zero where not chosen; optional. With a mask, the input of moe_dispatch_plan. */
   moe_tensor_t weights_dense;
@@ -812,21 +865,26 @@ typedef struct moe_expert_choice_fwd_args_t {
   moe_tensor_t byte_mask;
   /** Out: UINT32 [T, ceil(E/32)]; optional. */
   moe_tensor_t bit_mask;
+  /** In: uint8[T], 1 = a real token; optional. Masked tokens are never chosen. */
   const uint8_t *padding_mask;
   moe_count_t num_tokens;
   moe_device_report_t *report;
 } moe_expert_choice_fwd_args_t;
 
+/**
+ * dlogits_te = s_te * (g_te - sum_i s_ti*g_ti), where g is the gradient of the weights that were chosen, 0 elsewhere.
+ * Given as dweights with token_ids, or as dweights_dense with byte_mask.
+ */
 typedef struct moe_expert_choice_bwd_args_t {
   uint32_t struct_size;
   uint32_t reserved;
   /** [T, E]. */
   moe_tensor_t logits;
-  /** [E, C]; with dweights. */
+  /** [E, C], the forward's; with dweights. */
   moe_tensor_t token_ids;
-  /** [E, C]; this or dweights_dense. */
+  /** [E, C]. */
   moe_tensor_t dweights;
-  /** UINT8 [T, E]; with dweights_dense. */
+  /** UINT8 [T, E], the forward's; with dweights_dense. */
   moe_tensor_t byte_mask;
   /** [T, E]. */
   moe_tensor_t dweights_dense;
@@ -837,18 +895,23 @@ typedef struct moe_expert_choice_bwd_args_t {
   moe_device_report_t *report;
 } moe_expert_choice_bwd_args_t;
 
-/** The aux-loss-free bias. Sum tokens_per_expert over the ranks first. */
+/**
+ * The aux-loss-free selection bias. Over ranks: sum tokens_per_expert first (SIGN), or average the biases afterwards
+ * (QUANTILE, as Megatron-Core does).
+ */
 typedef struct moe_router_bias_update_desc_t {
   uint32_t struct_size;
   /** MOE_BIAS_UPDATE_*. */
   int32_t rule;
+  /** E, 1 to 1024. */
   int64_t num_experts;
-  /** 0 means 1e-3. */
+  /** 0 means 1e-3; for MOE_BIAS_UPDATE_SIGN. */
   double rate;
-  /** Weight of the old bias, for MOE_BIAS_UPDATE_QUANTILE; 0 means 0.9. */
+  /** How much of the old bias stays, 0 to 1 (Megatron-Core: 0); for MOE_BIAS_UPDATE_QUANTILE. */
   double ema_decay;
-  /** T and K, for MOE_BIAS_UPDATE_QUANTILE. */
+  /** Upper bound of the tokens, T; for MOE_BIAS_UPDATE_QUANTILE. */
   int64_t num_tokens;
+  /** K, 1 to E - 1; for MOE_BIAS_UPDATE_QUANTILE. */
   int64_t top_k;
 } moe_router_bias_update_desc_t;
 
@@ -857,27 +920,36 @@ typedef struct moe_router_bias_update_args_t {
   uint32_t reserved;
   /** In and out: float[E]. */
   float *bias;
-  /** int64[E], for MOE_BIAS_UPDATE_SIGN. */
+  /** In: int64[E], for MOE_BIAS_UPDATE_SIGN. */
   const int64_t *tokens_per_expert;
-  /** FP32 [T, E], for MOE_BIAS_UPDATE_QUANTILE. */
+  /** In: FP32 [T, E], for MOE_BIAS_UPDATE_QUANTILE. NaN counts as -inf and is reported. */
   moe_tensor_t scores;
+  /** In: uint8[T], 1 = a real token; optional, for MOE_BIAS_UPDATE_QUANTILE: T and the quantiles are of real tokens. */
+  const uint8_t *padding_mask;
   moe_count_t num_tokens;
   moe_device_report_t *report;
 } moe_router_bias_update_args_t;
 
-/** Expert capacity and token dropping. ids: INT32 or INT64; weights: FP32, FP16, BF16 (FP64 on the CPU). */
+/**
+ * Expert capacity and token dropping. ids: INT32 or INT64; weights: FP32, FP16, BF16 (FP64 on the CPU), all of one dtype.
+ * An id of -1 or >= E is an empty slot: it stays empty, and its weight counts nowhere. A NaN weight counts as -inf where
+ * weights are compared. To pad to capacity, give C to moe_dispatch_desc_t's rows_per_group.
+ */
 typedef struct moe_capacity_desc_t {
   uint32_t struct_size;
   /** MOE_CAPACITY_*. */
   int32_t formula;
-  /** Upper bound of the tokens, T; the capacity is computed from the true T. */
+  /** Upper bound of the tokens, T; the capacity is computed from the true T, padding tokens included. */
   int64_t num_tokens;
+  /** E, 1 to 1024. */
   int64_t num_experts;
+  /** K, 1 to min(E, 64). */
   int64_t top_k;
-  /** C, for MOE_CAPACITY_EXPLICIT. */
+  /** C, for MOE_CAPACITY_EXPLICIT; at least 0. */
   int64_t capacity;
+  /** At least 0; for MOE_CAPACITY_MEGATRON, MOE_CAPACITY_DEEPSPEED. */
   int64_t min_capacity;
-  /** 0 means 1. */
+  /** Not negative; 0 means 1. All formulas are computed in double, from left to right. */
   double capacity_factor;
   /** MOE_DROP_BY_*, MOE_DROP_RANDOM, MOE_DROP_BATCH_PRIORITIZED. */
   int32_t policy;
@@ -901,20 +973,28 @@ typedef struct moe_capacity_fwd_args_t {
   moe_tensor_t kept_weights;
   /** Out: int64[E], after dropping; optional. */
   int64_t *tokens_per_expert;
-  /** Out: int64[E], dropped slots; optional. */
+  /** Out: int64[E], slots dropped for want of capacity; optional. */
   int64_t *dropped_per_expert;
+  /** In: uint8[T], 1 = a real token; optional. The slots of the others become empty and count nowhere. */
   const uint8_t *padding_mask;
+  /** In, for MOE_SECOND_EXPERT_SAMPLING: FP32, FP16, BF16 (FP64 on the CPU) [T, E]. NaN counts as -inf and is reported. */
+  moe_tensor_t logits;
+  /** Out, for MOE_SECOND_EXPERT_SAMPLING: [T, K], ids with the second expert drawn; the ids of the router's backward. */
+  moe_tensor_t routed_ids;
+  /** Out, for MOE_SECOND_EXPERT_SAMPLING: [T, K], their weights. Backward takes both in place of ids and weights. */
+  moe_tensor_t routed_weights;
   moe_count_t num_tokens;
   moe_random_t random;
   moe_device_report_t *report;
 } moe_capacity_fwd_args_t;
 
+/** The gradient of kept_weights; the choice has none. */
 typedef struct moe_capacity_bwd_args_t {
   uint32_t struct_size;
   uint32_t reserved;
-  /** [T, K], before dropping. */
+  /** [T, K], before dropping; needed for MOE_DROP_RENORMALIZE_*. */
   moe_tensor_t weights;
-  /** [T, K], the forward's ids, before dropping. */
+  /** [T, K], the forward's ids, before dropping; needed for MOE_DROP_RENORMALIZE_BEFORE. */
   moe_tensor_t ids;
   /** [T, K], the forward's. */
   moe_tensor_t kept_ids;
@@ -1024,11 +1104,7 @@ moe_status_t moe_router_loss_bwd_workspace_size(const moe_context_t *ctx,
                                                 const struct moe_router_loss_desc_t *desc,
                                                 uint64_t *bytes);
 
-/**
- * Sinkhorn normalisation, to convergence in one launch.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** Sinkhorn normalisation, to convergence in one launch. */
 moe_status_t moe_sinkhorn(const moe_context_t *ctx,
                           const struct moe_sinkhorn_desc_t *desc,
                           const struct moe_sinkhorn_args_t *args,
@@ -1041,11 +1117,7 @@ moe_status_t moe_sinkhorn_workspace_size(const moe_context_t *ctx,
                                          const struct moe_sinkhorn_desc_t *desc,
                                          uint64_t *bytes);
 
-/**
- * One round of Sinkhorn, for reductions over ranks between the rounds.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** One round of Sinkhorn, for reductions over ranks between the rounds. */
 moe_status_t moe_sinkhorn_step(const moe_context_t *ctx,
                                const struct moe_sinkhorn_desc_t *desc,
                                const struct moe_sinkhorn_step_args_t *args,
@@ -1058,11 +1130,7 @@ moe_status_t moe_sinkhorn_step_workspace_size(const moe_context_t *ctx,
                                               const struct moe_sinkhorn_desc_t *desc,
                                               uint64_t *bytes);
 
-/**
- * Expert choice.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** Expert choice. */
 moe_status_t moe_expert_choice_fwd(const moe_context_t *ctx,
                                    const struct moe_expert_choice_desc_t *desc,
                                    const struct moe_expert_choice_fwd_args_t *args,
@@ -1075,11 +1143,7 @@ moe_status_t moe_expert_choice_fwd_workspace_size(const moe_context_t *ctx,
                                                   const struct moe_expert_choice_desc_t *desc,
                                                   uint64_t *bytes);
 
-/**
- * The gradient of moe_expert_choice_fwd's weights.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** The gradient of moe_expert_choice_fwd's weights. */
 moe_status_t moe_expert_choice_bwd(const moe_context_t *ctx,
                                    const struct moe_expert_choice_desc_t *desc,
                                    const struct moe_expert_choice_bwd_args_t *args,
@@ -1092,11 +1156,7 @@ moe_status_t moe_expert_choice_bwd_workspace_size(const moe_context_t *ctx,
                                                   const struct moe_expert_choice_desc_t *desc,
                                                   uint64_t *bytes);
 
-/**
- * Updates the selection bias from the load of the experts.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** Updates the selection bias from the load of the experts. */
 moe_status_t moe_router_bias_update(const moe_context_t *ctx,
                                     const struct moe_router_bias_update_desc_t *desc,
                                     const struct moe_router_bias_update_args_t *args,
@@ -1109,11 +1169,7 @@ moe_status_t moe_router_bias_update_workspace_size(const moe_context_t *ctx,
                                                    const struct moe_router_bias_update_desc_t *desc,
                                                    uint64_t *bytes);
 
-/**
- * Drops the slots that exceed the experts' capacity.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** Drops the slots that exceed the experts' capacity. */
 moe_status_t moe_capacity_fwd(const moe_context_t *ctx,
                               const struct moe_capacity_desc_t *desc,
                               const struct moe_capacity_fwd_args_t *args,
@@ -1126,11 +1182,7 @@ moe_status_t moe_capacity_fwd_workspace_size(const moe_context_t *ctx,
                                              const struct moe_capacity_desc_t *desc,
                                              uint64_t *bytes);
 
-/**
- * The gradient of moe_capacity_fwd's weights.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** The gradient of moe_capacity_fwd's weights. */
 moe_status_t moe_capacity_bwd(const moe_context_t *ctx,
                               const struct moe_capacity_desc_t *desc,
                               const struct moe_capacity_bwd_args_t *args,
@@ -1143,11 +1195,7 @@ moe_status_t moe_capacity_bwd_workspace_size(const moe_context_t *ctx,
                                              const struct moe_capacity_desc_t *desc,
                                              uint64_t *bytes);
 
-/**
- * The capacity that a description gives for num_tokens tokens.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** The capacity that a description gives for num_tokens tokens. */
 moe_status_t moe_capacity_value(const moe_context_t *ctx,
                                 const struct moe_capacity_desc_t *desc,
                                 int64_t *capacity);
@@ -1186,7 +1234,7 @@ moe_status_t moe_capacity_value(const moe_context_t *ctx,
   { sizeof(moe_sinkhorn_args_t), 0, MOE_TENSOR_INIT, MOE_TENSOR_INIT, NULL, NULL, NULL, NULL, MOE_COUNT_INIT, NULL }
 
 #define MOE_SINKHORN_STEP_ARGS_INIT \
-  { sizeof(moe_sinkhorn_step_args_t), 0, MOE_TENSOR_INIT, NULL, NULL, NULL, NULL, NULL, NULL, MOE_COUNT_INIT, NULL }
+  { sizeof(moe_sinkhorn_step_args_t), 0, MOE_TENSOR_INIT, NULL, NULL, NULL, NULL, NULL, NULL, NULL, MOE_COUNT_INIT, NULL }
 
 #define MOE_EXPERT_CHOICE_DESC_INIT \
   { sizeof(moe_expert_choice_desc_t), 0, 0, 0, 0, 0, 0 }
@@ -1201,13 +1249,13 @@ moe_status_t moe_capacity_value(const moe_context_t *ctx,
   { sizeof(moe_router_bias_update_desc_t), 0, 0, 0, 0, 0, 0 }
 
 #define MOE_ROUTER_BIAS_UPDATE_ARGS_INIT \
-  { sizeof(moe_router_bias_update_args_t), 0, NULL, NULL, MOE_TENSOR_INIT, MOE_COUNT_INIT, NULL }
+  { sizeof(moe_router_bias_update_args_t), 0, NULL, NULL, MOE_TENSOR_INIT, NULL, MOE_COUNT_INIT, NULL }
 
 #define MOE_CAPACITY_DESC_INIT \
   { sizeof(moe_capacity_desc_t), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 #define MOE_CAPACITY_FWD_ARGS_INIT \
-  { sizeof(moe_capacity_fwd_args_t), 0, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, NULL, NULL, NULL, MOE_COUNT_INIT, MOE_RANDOM_INIT, NULL }
+  { sizeof(moe_capacity_fwd_args_t), 0, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, NULL, NULL, NULL, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_COUNT_INIT, MOE_RANDOM_INIT, NULL }
 
 #define MOE_CAPACITY_BWD_ARGS_INIT \
   { sizeof(moe_capacity_bwd_args_t), 0, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_TENSOR_INIT, MOE_OUTPUT_MODE_INIT, MOE_COUNT_INIT, NULL }

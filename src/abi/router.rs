@@ -482,7 +482,7 @@ pub struct moe_expert_choice_fwd_args_t {
 }
 
 /// dlogits_te = s_te * (g_te - sum_i s_ti*g_ti), where g is the gradient of the weights that were chosen, 0 elsewhere.
-/// Given as dweights with token_ids, as dweights_dense with byte_mask, or as both: then they add up.
+/// Given as dweights with token_ids, or as dweights_dense with byte_mask.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct moe_expert_choice_bwd_args_t {

@@ -168,8 +168,6 @@ pub unsafe extern "C" fn moe_router_loss_bwd_workspace_size(
 }
 
 /// Sinkhorn normalisation, to convergence in one launch.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_sinkhorn(
     ctx: *const moe_context_t,
@@ -194,8 +192,6 @@ pub unsafe extern "C" fn moe_sinkhorn_workspace_size(
 }
 
 /// One round of Sinkhorn, for reductions over ranks between the rounds.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_sinkhorn_step(
     ctx: *const moe_context_t,
@@ -220,8 +216,6 @@ pub unsafe extern "C" fn moe_sinkhorn_step_workspace_size(
 }
 
 /// Expert choice.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_expert_choice_fwd(
     ctx: *const moe_context_t,
@@ -248,8 +242,6 @@ pub unsafe extern "C" fn moe_expert_choice_fwd_workspace_size(
 }
 
 /// The gradient of moe_expert_choice_fwd's weights.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_expert_choice_bwd(
     ctx: *const moe_context_t,
@@ -276,8 +268,6 @@ pub unsafe extern "C" fn moe_expert_choice_bwd_workspace_size(
 }
 
 /// Updates the selection bias from the load of the experts.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_router_bias_update(
     ctx: *const moe_context_t,
@@ -304,8 +294,6 @@ pub unsafe extern "C" fn moe_router_bias_update_workspace_size(
 }
 
 /// Drops the slots that exceed the experts' capacity.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_capacity_fwd(
     ctx: *const moe_context_t,
@@ -330,8 +318,6 @@ pub unsafe extern "C" fn moe_capacity_fwd_workspace_size(
 }
 
 /// The gradient of moe_capacity_fwd's weights.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_capacity_bwd(
     ctx: *const moe_context_t,
@@ -356,8 +342,6 @@ pub unsafe extern "C" fn moe_capacity_bwd_workspace_size(
 }
 
 /// The capacity that a description gives for num_tokens tokens.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_capacity_value(
     ctx: *const moe_context_t,

@@ -1,13 +1,18 @@
 //! Routers on the CPU.
 
 mod logits;
+pub mod bias_update;
+pub mod capacity;
+mod expert_choice;
 mod loss;
 mod score;
 mod select;
+pub mod sinkhorn;
 mod topk;
 
 use crate::error::Result;
 use crate::ops::router::{logits as gate, loss as losses, topk as router};
+use crate::ops::router::{expert_choice as choice, loss as losses, topk as router};
 use crate::report::Report;
 
 pub fn logits_fwd(problem: &gate::Forward, report: Report) -> Result<()> {
@@ -60,6 +65,24 @@ pub fn loss_bwd(problem: &losses::Backward, report: Report) -> Result<()> {
         loss::bwd::<f64>(problem, report)
     } else {
         loss::bwd::<f32>(problem, report)
+    }
+    Ok(())
+}
+
+pub fn expert_choice_fwd(problem: &choice::Forward, report: Report) -> Result<()> {
+    if problem.desc.wide {
+        expert_choice::fwd::<f64>(problem, &report)
+    } else {
+        expert_choice::fwd::<f32>(problem, &report)
+    }
+    Ok(())
+}
+
+pub fn expert_choice_bwd(problem: &choice::Backward, report: Report) -> Result<()> {
+    if problem.desc.wide {
+        expert_choice::bwd::<f64>(problem, &report)
+    } else {
+        expert_choice::bwd::<f32>(problem, &report)
     }
     Ok(())
 }

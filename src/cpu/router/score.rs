@@ -44,6 +44,24 @@ pub unsafe fn store_row<R: Real>(matrix: &Matrix, token: i64, row: &[R], add: bo
     });
 }
 
+/// Writes a token's row of a byte mask [T, E] and of a bit mask [T, ceil(E/32)], where they are asked for.
+///
+/// # Safety
+/// The rows are writable and nobody else accesses them.
+pub unsafe fn store_masks(byte_mask: Option<&Matrix>, bit_mask: Option<&Matrix>, token: i64, mask: &[bool]) {
+    if let Some(matrix) = byte_mask {
+        let row = unsafe { matrix.data.offset((token * matrix.pitch) as isize) };
+        mask.iter().enumerate().for_each(|(expert, &bit)| unsafe { row.add(expert).write(bit.into()) });
+    }
+    if let Some(matrix) = bit_mask {
+        let row = unsafe { matrix.data.cast::<u32>().offset((token * matrix.pitch) as isize) };
+        for (word, bits) in mask.chunks(32).enumerate() {
+            let bits = bits.iter().rev().fold(0, |word, &bit| word << 1 | bit as u32);
+            unsafe { row.add(word).write(bits) };
+        }
+    }
+}
+
 /// Writes the softmax and returns the logsumexp; +inf counts as the largest finite number. Nothing but -inf: zeros.
 pub fn softmax<R: Real>(logits: &[R], scores: &mut [R]) -> R {
     let top = logits.iter().fold(R::NEG_INFINITY, |top, &l| top.max(l)).min(R::MAX);

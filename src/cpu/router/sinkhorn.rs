@@ -13,6 +13,8 @@ use crate::tensor::Matrix;
 
 /// Added to each sum before it is inverted.
 const EPSILON: f64 = 1e-8;
+/// What +inf counts as.
+const LARGEST: f64 = f32::MAX as f64;
 
 /// A rank's tokens, and how many there are on all ranks.
 struct Tokens<'a> {
@@ -37,8 +39,8 @@ impl Tokens<'_> {
             return None;
         }
         // Two shifts, so that large logits lose none of log d1's digits.
-        let top = row.iter().fold(f64::NEG_INFINITY, |top, &l| top.max(l)).min(f32::MAX.into());
-        row.iter_mut().zip(log_d1).for_each(|(l, &g)| *l = (l.min(f32::MAX.into()) - top) + g);
+        let top = row.iter().fold(f64::NEG_INFINITY, |top, &l| top.max(l)).min(LARGEST);
+        row.iter_mut().zip(log_d1).for_each(|(l, &g)| *l = (l.min(LARGEST) - top) + g);
         let best = row.iter().fold(f64::NEG_INFINITY, |best, &l| best.max(l));
         row.iter_mut().for_each(|l| *l = (*l - best).exp());
         Some(Row { shift: top + best, sum: row.iter().sum() })
@@ -105,7 +107,7 @@ impl Tokens<'_> {
         for token in tokens {
             // SAFETY: as in terms().
             unsafe { load_logits(self.logits, token, &mut row, self.report) };
-            row.iter_mut().for_each(|l| *l = l.min(f32::MAX.into()));
+            row.iter_mut().for_each(|l: &mut f64| *l = l.min(LARGEST));
             visit(&row);
         }
     }
@@ -252,7 +254,8 @@ pub fn step(problem: &Step, report: &Report) {
 unsafe fn begin(problem: &Step, tokens: &Tokens) {
     let any = tokens.total > 0.0;
     let log_d1 = if any && problem.desc.start == Start::ColumnSums {
-        let (maxima, sums) = unsafe { (read(problem.log_d1, tokens.experts), read(problem.column_mass, tokens.experts)) };
+        let (maxima, sums) =
+            unsafe { (read(problem.log_d1, tokens.experts), read(problem.column_mass, tokens.experts)) };
         maxima.iter().zip(&sums).map(|(&top, &sum)| log_start(top, sum, tokens.experts)).collect()
     } else {
         vec![0.0; tokens.experts]

@@ -10,7 +10,7 @@ use crate::report::Report;
 use crate::tensor::Matrix;
 
 use super::loss::{Gradient, Tally, counts, finish};
-use super::score::{derivative, load_logits, score, softmax, store_row};
+use super::score::{derivative, load_logits, score, softmax, store_masks, store_row};
 use super::{chunks, select};
 
 /// A part of the tokens' sums.
@@ -155,16 +155,7 @@ impl<'a, R: Real> Worker<'a, R> {
             if let Some(matrix) = dense {
                 store_row(matrix, token, &counted, false);
             }
-            if let Some(matrix) = byte_mask {
-                let row = matrix.data.offset(at(matrix, 0) as isize);
-                mask.iter().enumerate().for_each(|(expert, &bit)| row.add(expert).write(bit.into()));
-            }
-            if let Some(matrix) = bit_mask {
-                let row = matrix.data.cast::<u32>().offset(at(matrix, 0) as isize);
-                for (word, bits) in mask.chunks(32).enumerate() {
-                    row.add(word).write(bits.iter().rev().fold(0, |word, &bit| word << 1 | bit as u32));
-                }
-            }
+            store_masks(byte_mask.as_ref(), bit_mask.as_ref(), token, &mask);
         }
     }
 }

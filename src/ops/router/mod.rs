@@ -4,8 +4,12 @@ mod bias_update;
 mod capacity;
 mod expert_choice;
 pub mod logits;
+pub mod bias_update;
+pub mod capacity;
+pub mod expert_choice;
+mod logits;
 pub mod loss;
-mod sinkhorn;
+pub mod sinkhorn;
 pub mod topk;
 
 pub use bias_update::{router_bias_update, router_bias_update_workspace};

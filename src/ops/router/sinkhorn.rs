@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{self, Matrix};
 use crate::workspace::{Layout, Workspace};
 
-use super::MAX_EXPERTS;
+use super::loss::MAX_EXPERTS;
 
 /// The value that the columns' scaling begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,12 +118,7 @@ fn describe(ctx: &moe_context_t, desc: &moe_sinkhorn_desc_t) -> Result<Sinkhorn>
     Ok(desc)
 }
 
-pub fn sinkhorn(
-    ctx: &moe_context_t,
-    desc: &moe_sinkhorn_desc_t,
-    args: &moe_sinkhorn_args_t,
-    call: Call,
-) -> Result<()> {
+pub fn sinkhorn(ctx: &moe_context_t, desc: &moe_sinkhorn_desc_t, args: &moe_sinkhorn_args_t, call: Call) -> Result<()> {
     let desc = describe(ctx, desc)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
     let problem = Run {
@@ -139,7 +134,6 @@ pub fn sinkhorn(
     if let Some(probs) = problem.probs {
         ctx.serves("args.probs", probs.dtype)?;
     }
-    check::aligned("args.report", args.report)?;
     Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
@@ -176,7 +170,6 @@ pub fn sinkhorn_step(
         error: check::aligned("args.error", args.error)?.cast_mut(),
         tokens: check::count("args.num_tokens", &args.num_tokens, desc.bound)?,
     };
-    check::aligned("args.report", args.report)?;
     Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
