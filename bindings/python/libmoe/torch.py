@@ -60,8 +60,7 @@ class Experts(torch.nn.Module):
 
     def forward(self, x, ids, weights):
         """x [..., d], ids [..., K] (-1: an empty slot), weights [..., K] of any floating dtype; y is like x."""
-        flat = x.reshape(-1, x.shape[-1])
-        ids, weights = ids.reshape(flat.shape[0], -1), weights.reshape(flat.shape[0], -1)
+        flat, ids, weights = (t.reshape(math.prod(t.shape[:-1]), t.shape[-1]) for t in (x, ids, weights))
         y = _Experts.apply(flat, ids, weights, self.w1, self.w2, self.b1, self.b2, self.options)
         return y.view(x.shape)
 
