@@ -1,9 +1,9 @@
 //! Routers on the CPU.
 
-mod logits;
 pub mod bias_update;
 pub mod capacity;
 mod expert_choice;
+mod logits;
 mod loss;
 mod score;
 mod select;
@@ -11,8 +11,7 @@ pub mod sinkhorn;
 mod topk;
 
 use crate::error::Result;
-use crate::ops::router::{logits as gate, loss as losses, topk as router};
-use crate::ops::router::{expert_choice as choice, loss as losses, topk as router};
+use crate::ops::router::{expert_choice as choice, logits as gate, loss as losses, topk as router};
 use crate::report::Report;
 
 pub fn logits_fwd(problem: &gate::Forward, report: Report) -> Result<()> {

@@ -1,13 +1,9 @@
 //! Routers: one file an operation.
 
-mod bias_update;
-mod capacity;
-mod expert_choice;
-pub mod logits;
 pub mod bias_update;
 pub mod capacity;
 pub mod expert_choice;
-mod logits;
+pub mod logits;
 pub mod loss;
 pub mod sinkhorn;
 pub mod topk;
