@@ -1,6 +1,6 @@
 //! Generates `kernels/params`: what kernels take by value is declared once, in Rust.
 //!
-//! `<stem>.h` has the `#[repr(C)]` structs and the public constants of `src/cuda/**/<stem>.rs` (of a `mod.rs`: its
+//! `<stem>.h` has the public `#[repr(C)]` structs and constants of `src/cuda/**/<stem>.rs` (of a `mod.rs`: its
 //! folder's name); `types.h` the validated types of the ground, which all others include.
 
 use std::collections::BTreeMap;
@@ -59,12 +59,13 @@ fn header(stem: &str, sources: &[PathBuf]) -> String {
     String::from_utf8(bytes).expect("cbindgen writes UTF-8")
 }
 
-/// The `#[repr(C)]` structs that a source declares.
+/// The public `#[repr(C)]` structs that a source declares.
 fn structs(source: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(source).expect("the source is readable");
     let blocks = text.split("\n#[repr(C)]\n").skip(1);
-    let names = blocks.filter_map(|block| block.split_once("struct ")?.1.split(|c: char| !is_name(c)).next());
-    names.map(str::to_owned).collect()
+    let declarations = blocks.filter_map(|block| block.lines().find(|line| line.contains("struct ")));
+    let public = declarations.filter(|line| line.starts_with("pub"));
+    public.map(|line| line.split_once("struct ").unwrap().1.split(|c| !is_name(c)).next().unwrap().to_owned()).collect()
 }
 
 fn is_name(c: char) -> bool {
