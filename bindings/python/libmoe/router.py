@@ -59,6 +59,8 @@ class Kept(NamedTuple):
     kept_weights: Any
     tokens_per_expert: Any
     dropped_per_expert: Any
+    routed_ids: Any
+    routed_weights: Any
 
 
 def router_logits_fwd(ctx, x, weight, *, bias=None, logits=True, jittered_x=None, logits_dtype=None, num_tokens=None,
@@ -207,26 +209,34 @@ def expert_choice_bwd(ctx, logits, capacity, *, token_ids=None, dweights=None, b
     return call.args["dlogits"]
 
 
-def router_bias_update(ctx, bias, tokens_per_expert=None, *, scores=None, num_tokens=None, report=None, stream=None,
-                       **options):
+def router_bias_update(ctx, bias, tokens_per_expert=None, *, scores=None, padding_mask=None, num_tokens=None, report=None,
+                       stream=None, **options):
     """Updates bias fp32[E] in place from tokens_per_expert int64[E], or from scores fp32[T, E] (quantile rule; top_k=K)."""
     call = Call(ctx, "router_bias_update")
     call.takes("E", bias=bias, tokens_per_expert=tokens_per_expert)
     call.takes("T E", scores=scores)
+    call.takes("T", padding_mask=padding_mask)
     sizes = {"num_experts": call["E"], "num_tokens": call.sizes.get("T", 0)}
     call.run({**sizes, **options}, stream, num_tokens=num_tokens, report=report)
     return bias
 
 
-def capacity_fwd(ctx, ids, weights, num_experts, *, kept_ids=True, kept_weights=True, tokens_per_expert=None,
+def capacity_fwd(ctx, ids, weights, num_experts, *, logits=None, kept_ids=True, kept_weights=True, tokens_per_expert=None,
                  dropped_per_expert=None, padding_mask=None, num_tokens=None, random=None, report=None, stream=None,
                  **options):
-    """Drops slots of ids[T, K] beyond the experts' capacity: kept_ids (-1 where dropped), kept_weights (0 there)."""
+    """Drops slots of ids[T, K] beyond the experts' capacity: kept_ids (-1 where dropped), kept_weights (0 there).
+
+    With second_expert=libmoe.SECOND_EXPERT_SAMPLING it draws from logits[T, E] and also gives routed_ids and
+    routed_weights, which capacity_bwd takes in place of ids and weights.
+    """
     call = Call(ctx, "capacity_fwd", E=num_experts)
     call.takes("T K", ids=ids, weights=weights)
     call.takes("T", padding_mask=padding_mask)
     call.gives("T K", like=ids, kept_ids=kept_ids)
     call.gives("T K", like=weights, kept_weights=kept_weights)
+    call.takes("T E", logits=logits)
+    call.gives("T K", like=ids, routed_ids=logits is not None)
+    call.gives("T K", like=weights, routed_weights=logits is not None)
     call.gives("E", "int64", tokens_per_expert=tokens_per_expert, dropped_per_expert=dropped_per_expert)
     call.run(_capacity_desc(call, options), stream, num_tokens=num_tokens, random=random, report=report)
     return call.collect(Kept)
