@@ -1,6 +1,6 @@
 //! Rows sorted by group: where each group lies, and rows that are gathered.
 
-use crate::abi::types::moe_tensor_t;
+use crate::abi::types::*;
 use crate::check::{Count, address, rows};
 use crate::dtype::INDICES;
 use crate::error::{Error, Result};
@@ -10,6 +10,7 @@ use crate::tensor::{Matrix, optional_vector};
 ///
 /// Group g begins at offsets[g]; its true rows end after sizes[g] of them, or at offsets[g + 1]. Without offsets
 /// groups lie one behind the other. Rows between a group's true rows and the next group are padding.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Groups {
     pub count: i64,
@@ -33,6 +34,7 @@ pub fn groups(count: i64, rows_max: i64, offsets: *const i64, sizes: *const i64)
 
 /// Row r stands for source row index[r]; a negative index is a row of zeros, and so is one out of range, which is
 /// reported.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Gather {
     pub index: Matrix,
@@ -42,15 +44,42 @@ pub struct Gather {
     pub fault: i32,
 }
 
+#[cfg(feature = "cuda")]
+impl Gather {
+    /// Each row stands for itself, for kernels.
+    pub const ABSENT: Gather = Gather {
+        index: Matrix::ABSENT,
+        rows: Count { bound: 0, device: std::ptr::null(), wide: false },
+        fault: MOE_FAULT_NONE,
+    };
+}
+
 /// What each row is multiplied by.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub enum RowWeights {
+pub struct RowWeights {
+    /// [R], or with slot_of_row a weight a slot; without data 1 each.
+    pub weights: Matrix,
+    /// Row r has the weight of slot slot_of_row[r], 0 where there is none or it is out of range (reported).
+    /// Without data row r has weights[r].
+    pub slot_of_row: Matrix,
+    pub slots: i64,
+}
+
+impl RowWeights {
     /// 1 each.
-    One,
+    pub const fn one() -> Self {
+        RowWeights { weights: Matrix::ABSENT, slot_of_row: Matrix::ABSENT, slots: 0 }
+    }
+
     /// [R].
-    Rows(Matrix),
-    /// That of the row's slot: weights[slot_of_row[r]]; 0 where there is none, or it is out of range (reported).
-    Slots { weights: Matrix, slot_of_row: Matrix, slots: i64 },
+    pub fn of_rows(weights: Matrix) -> Self {
+        RowWeights { weights, ..Self::one() }
+    }
+
+    pub fn of_slots(weights: Matrix, slot_of_row: Matrix, slots: i64) -> Self {
+        RowWeights { weights, slot_of_row, slots }
+    }
 }
 
 /// An optional index vector of `length` rows over a source of `source_rows`.

@@ -43,4 +43,35 @@ struct OutputMode {
   const int32_t *device;
 };
 
+/// `group_offsets` and `group_sizes` as the caller gave them, at least one; each backend reads and clamps them.
+///
+/// Group g begins at offsets[g]; its true rows end after sizes[g] of them, or at offsets[g + 1]. Without offsets
+/// groups lie one behind the other. Rows between a group's true rows and the next group are padding.
+struct Groups {
+  int64_t count;
+  int64_t rows_max;
+  const int64_t *offsets;
+  const int64_t *sizes;
+};
+
+/// Row r stands for source row index[r]; a negative index is a row of zeros, and so is one out of range, which is
+/// reported.
+struct Gather {
+  Matrix index;
+  /// Rows of the source.
+  Count rows;
+  /// MOE_FAULT_* of an index that is out of range.
+  int32_t fault;
+};
+
+/// What each row is multiplied by.
+struct RowWeights {
+  /// [R], or with slot_of_row a weight a slot; without data 1 each.
+  Matrix weights;
+  /// Row r has the weight of slot slot_of_row[r], 0 where there is none or it is out of range (reported).
+  /// Without data row r has weights[r].
+  Matrix slot_of_row;
+  int64_t slots;
+};
+
 #endif  // MOE_PARAMS_TYPES_H

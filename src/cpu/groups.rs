@@ -86,24 +86,24 @@ impl Spans {
     /// # Safety
     /// Weights and map are live for the groups' rows and for the slots.
     pub unsafe fn weights(&self, weights: &RowWeights, report: &Report) -> Option<Vec<f64>> {
-        let weight = |row| unsafe {
-            match weights {
-                RowWeights::One => 1.0,
-                RowWeights::Rows(weights) => load(weights.dtype, weights.data, row),
-                RowWeights::Slots { weights, slot_of_row, slots } => match load_index(slot_of_row, row) {
-                    slot if (0..*slots).contains(&slot) => load(weights.dtype, weights.data, slot),
-                    slot => {
-                        if slot != -1 {
-                            report.record(MOE_FAULT_SLOT_INDEX, row, slot);
-                        }
-                        0.0
-                    }
-                },
-            }
-        };
-        if matches!(weights, RowWeights::One) {
+        let RowWeights { weights, slot_of_row, slots } = weights;
+        if weights.data.is_null() {
             return None;
         }
+        let weight = |row| unsafe {
+            if slot_of_row.data.is_null() {
+                return load(weights.dtype, weights.data, row);
+            }
+            match load_index(slot_of_row, row) {
+                slot if (0..*slots).contains(&slot) => load(weights.dtype, weights.data, slot),
+                slot => {
+                    if slot != -1 {
+                        report.record(MOE_FAULT_SLOT_INDEX, row, slot);
+                    }
+                    0.0
+                }
+            }
+        };
         let mut of_rows = vec![0.0; self.end() as usize];
         for row in self.rows.iter().cloned().flatten() {
             of_rows[row as usize] = weight(row);

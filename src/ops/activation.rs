@@ -153,7 +153,7 @@ pub fn activation_fwd(
         extent: Extent::Count(check::count("args.num_rows", &args.num_rows, rows)?),
         h: matrix("args.h", &args.h, &[dtype], rows, activation.hidden())?,
         y: matrix("args.y", &args.y, &[dtype], rows, activation.ffn)?,
-        row_weights: row_weights.map_or(RowWeights::One, RowWeights::Rows),
+        row_weights: row_weights.map_or(RowWeights::one(), RowWeights::of_rows),
     };
     check::aligned("args.report", args.report)?;
     Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
@@ -188,7 +188,7 @@ pub fn activation_bwd(
         h: matrix("args.h", &args.h, &[dtype], rows, activation.hidden())?,
         dy: matrix("args.dy", &args.dy, &[dtype], rows, activation.ffn)?,
         dh: matrix("args.dh", &args.dh, &[dtype], rows, activation.hidden())?,
-        row_weights: row_weights.map_or(RowWeights::One, RowWeights::Rows),
+        row_weights: row_weights.map_or(RowWeights::one(), RowWeights::of_rows),
         drow_weights: weights(ctx, "args.drow_weights", &args.drow_weights, rows)?,
         dot_start: None,
         weighted_act: optional_matrix("args.weighted_act", &args.weighted_act, &[dtype], rows, activation.ffn)?,

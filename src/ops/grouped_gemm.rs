@@ -221,7 +221,7 @@ pub fn grouped_gemm_bwd(
             n: s.n,
             dc,
             gather: None,
-            weights: RowWeights::One,
+            weights: RowWeights::one(),
             dbias,
             output: output("dbias_mode", &args.dbias_mode)?,
         }),

@@ -89,12 +89,11 @@ impl Maps<'_> {
         need("args.slot_of_row", slot_of_row, weighs_rows, "weights a slot go to rows")?;
         let (weights, row_weights) = match (slot_weights, row_weights) {
             (Some(weights), _) => {
-                let of_rows =
-                    slot_of_row.map(|slot_of_row| RowWeights::Slots { weights, slot_of_row, slots: shape.slots() });
-                (Weights::Slot(weights), of_rows.unwrap_or(RowWeights::One))
+                let of_rows = slot_of_row.map(|slot_of_row| RowWeights::of_slots(weights, slot_of_row, shape.slots()));
+                (Weights::Slot(weights), of_rows.unwrap_or(RowWeights::one()))
             }
-            (_, Some(weights)) => (Weights::Row(weights), RowWeights::Rows(weights)),
-            _ => (Weights::None, RowWeights::One),
+            (_, Some(weights)) => (Weights::Row(weights), RowWeights::of_rows(weights)),
+            _ => (Weights::None, RowWeights::one()),
         };
         let tokens = check::count("args.num_tokens", self.tokens, shape.tokens)?;
         Ok(Routing { groups, tokens, token_of_row, row_of_slot, slot_offsets, weights, row_weights })

@@ -65,7 +65,7 @@ impl Operation for Forward {
         // fc2's bias is weighted too: then weights wait for fc2's output.
         let weighted = routing.weighted() && shape.weights_at != WeightsAt::Input;
         let weigh_output = weighted && (self.b2.is_some() || (shape.weights_at == WeightsAt::Combine && combines));
-        let act_weights = if weighted && !weigh_output { routing.row_weights } else { RowWeights::One };
+        let act_weights = if weighted && !weigh_output { routing.row_weights } else { RowWeights::one() };
 
         let input = Input::new(shape, routing, groups, self.x, room(scratch.input, hidden), steps)?;
         match self.h {

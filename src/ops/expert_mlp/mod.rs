@@ -70,7 +70,7 @@ impl Shape {
 
     /// The weights of rows of y: none where weights multiply the input.
     fn output_weights(&self, routing: &Routing) -> RowWeights {
-        if self.weights_at == WeightsAt::Input { RowWeights::One } else { routing.row_weights }
+        if self.weights_at == WeightsAt::Input { RowWeights::one() } else { routing.row_weights }
     }
 }
 

@@ -56,7 +56,7 @@ impl Grads {
         }
         let Some(dbias) = self.db1 else { return Ok(()) };
         let (n, output) = (shape.activation.hidden(), Output { mode: self.db_mode, beta: 1.0 });
-        steps.bias_grad(&BiasGrad { groups, n, dc: dh, gather: None, weights: RowWeights::One, dbias, output })
+        steps.bias_grad(&BiasGrad { groups, n, dc: dh, gather: None, weights: RowWeights::one(), dbias, output })
     }
 
     /// dW2 = dy^T (weight * act), db2 = sum of weight * dy. `weighted_act` is needed for dW2.
