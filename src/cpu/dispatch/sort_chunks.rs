@@ -8,19 +8,16 @@ use crate::ops::dispatch::SortChunks;
 use crate::report::Report;
 use crate::tensor::Matrix;
 
-/// `unsorted` and `sorted` are the parts of the workspace, int64[chunks] and int64[chunks + 1].
-pub fn sort_chunks(problem: &SortChunks, unsorted: *mut i64, sorted: *mut i64, report: &Report) {
+/// `unsorted` and `sorted` are the parts of the workspace, int64[chunks + 1] each.
+pub fn sort_chunks(problem: &SortChunks, [unsorted, sorted]: [*mut i64; 2], report: &Report) {
+    let starts = problem.chunks as usize + 1;
     // SAFETY: the contract of the header; `place` keeps all chunks within the R rows.
-    let (unsorted, sorted) = unsafe {
-        (
-            std::slice::from_raw_parts_mut(unsorted, problem.chunks as usize),
-            std::slice::from_raw_parts_mut(sorted, problem.chunks as usize + 1),
-        )
-    };
+    let [unsorted, sorted] = [unsorted, sorted].map(|part| unsafe { std::slice::from_raw_parts_mut(part, starts) });
     unsafe { place(problem, unsorted, sorted, report) };
-    unsorted.par_iter().zip(sorted.par_windows(2)).for_each(|(&unsorted, ends)| {
-        parallel(ends[1] - ends[0]).for_each(|row| unsafe {
-            let [mut from, mut to] = [unsorted + row, ends[0] + row];
+    (0..problem.chunks as usize).into_par_iter().for_each(|place| {
+        let Some(chunk) = (unsafe { chunk_at(problem, place) }) else { return };
+        parallel(sorted[place + 1] - sorted[place]).for_each(|row| unsafe {
+            let [mut from, mut to] = [unsorted[chunk] + row, sorted[place] + row];
             if problem.inverse {
                 (from, to) = (to, from);
             }
@@ -32,27 +29,30 @@ pub fn sort_chunks(problem: &SortChunks, unsorted: *mut i64, sorted: *mut i64, r
     });
 }
 
+/// Entry `place` of the order, if there is such a chunk.
+unsafe fn chunk_at(problem: &SortChunks, place: usize) -> Option<usize> {
+    let chunk = usize::try_from(unsafe { problem.order.add(place).read() }).ok()?;
+    (chunk < problem.chunks as usize).then_some(chunk)
+}
+
 /// Where the chunks begin in both orders. A total above R ends at R; a chunk that is skipped has no rows.
 unsafe fn place(problem: &SortChunks, unsorted: &mut [i64], sorted: &mut [i64], report: &Report) {
-    let chunks = unsorted.len();
-    let mut starts = vec![0; chunks + 1];
-    for chunk in 0..chunks {
+    unsorted[0] = 0;
+    sorted[0] = 0;
+    for chunk in 0..problem.chunks as usize {
         let size = unsafe { problem.chunk_sizes.add(chunk).read() };
-        let room = problem.rows - starts[chunk];
+        let room = problem.rows - unsorted[chunk];
         if !(0..=room).contains(&size) {
             report.record(MOE_FAULT_GROUP_SIZE, chunk as i64, size);
         }
-        starts[chunk + 1] = starts[chunk] + size.clamp(0, room);
+        unsorted[chunk + 1] = unsorted[chunk] + size.clamp(0, room);
     }
-    sorted[0] = 0;
-    for place in 0..chunks {
-        let entry = unsafe { problem.order.add(place).read() };
-        let chunk = usize::try_from(entry).ok().filter(|&chunk| chunk < chunks);
+    for place in 0..problem.chunks as usize {
+        let chunk = unsafe { chunk_at(problem, place) };
         if chunk.is_none() {
-            report.record(MOE_FAULT_MAP_ENTRY, place as i64, entry.into());
+            report.record(MOE_FAULT_MAP_ENTRY, place as i64, unsafe { problem.order.add(place).read() }.into());
         }
-        let size = chunk.map_or(0, |chunk| starts[chunk + 1] - starts[chunk]);
-        unsorted[place] = chunk.map_or(0, |chunk| starts[chunk]);
+        let size = chunk.map_or(0, |chunk| unsorted[chunk + 1] - unsorted[chunk]);
         // Only an order that names a chunk twice runs out of room here.
         sorted[place + 1] = (sorted[place] + size).min(problem.rows);
     }

@@ -4,10 +4,12 @@ use crate::abi::dispatch::*;
 use crate::check::{self, OutputMode};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
-use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use crate::cuda;
+use crate::error::Result;
 use crate::tensor::{Matrix, optional_matrix};
 
-use super::{Maps, Sizes, Weights, needed, needed_offsets};
+use super::{Maps, Sizes, Weights, needed, needed_offsets, serves};
 
 /// y[t] = sum of weight * rows over the token's slots.
 pub struct CombineFwd {
@@ -92,16 +94,17 @@ pub fn combine_fwd(
     ctx: &moe_context_t,
     desc: &moe_permute_desc_t,
     args: &moe_combine_fwd_args_t,
-    _: Call,
+    call: Call,
 ) -> Result<()> {
     let problem = combine_fwd_problem(desc, args)?;
+    serves(ctx, problem.rows.dtype, &[problem.weights.matrix()])?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
             cpu::dispatch::combine_fwd(&problem, &report);
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_combine_fwd is not built yet for CUDA")),
+        Backend::Cuda(device) => cuda::dispatch::combine_fwd(device, &problem, args.report, call.stream),
     }
 }
 
@@ -113,16 +116,18 @@ pub fn combine_bwd(
     ctx: &moe_context_t,
     desc: &moe_permute_desc_t,
     args: &moe_combine_bwd_args_t,
-    _: Call,
+    call: Call,
 ) -> Result<()> {
     let problem = combine_bwd_problem(desc, args)?;
+    let weights = [problem.weights.matrix(), problem.dweights, problem.drow_weights, problem.dweights_dense];
+    serves(ctx, problem.dy.dtype, &weights)?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
             cpu::dispatch::combine_bwd(&problem, &report);
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_combine_bwd is not built yet for CUDA")),
+        Backend::Cuda(device) => cuda::dispatch::combine_bwd(device, &problem, args.report, call.stream),
     }
 }
 

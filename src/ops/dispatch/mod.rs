@@ -15,6 +15,7 @@ pub use sort_chunks::{SortChunks, sort_chunks, sort_chunks_workspace};
 use crate::abi::dispatch::moe_permute_desc_t;
 use crate::abi::types::*;
 use crate::check::{self, Count};
+use crate::context::moe_context_t;
 use crate::dtype::{Dtype, FLOATS, INDICES};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, matrix, optional_matrix, optional_vector};
@@ -54,6 +55,15 @@ pub enum Weights {
     Row(Matrix),
     /// [T, E].
     Dense(Matrix),
+}
+
+impl Weights {
+    fn matrix(&self) -> Option<Matrix> {
+        match *self {
+            Weights::None => None,
+            Weights::Slot(weights) | Weights::Row(weights) | Weights::Dense(weights) => Some(weights),
+        }
+    }
 }
 
 /// The description, checked.
@@ -168,6 +178,12 @@ impl Sizes {
             group_offsets,
         })
     }
+}
+
+/// FP64 is the CPU's: rows that are calculated with, weights and their gradients.
+fn serves(ctx: &moe_context_t, rows: Dtype, weights: &[Option<Matrix>]) -> Result<()> {
+    ctx.serves("desc.dtype", rows)?;
+    weights.iter().flatten().try_for_each(|weights| ctx.serves("the dtype of weights or gradients", weights.dtype))
 }
 
 /// A map that this call cannot do without; of no elements, it may be NULL.

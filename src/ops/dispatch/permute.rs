@@ -5,11 +5,13 @@ use crate::abi::types::*;
 use crate::check::{self, OutputMode};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, matrix, optional_matrix};
 
-use super::{Maps, Sizes, Weights, needed, needed_offsets};
+use super::{Maps, Sizes, Weights, needed, needed_offsets, serves};
 
 /// Scales that go with FP8 rows.
 #[derive(Clone, Copy, Debug)]
@@ -132,16 +134,18 @@ pub fn dispatch_fwd(
     ctx: &moe_context_t,
     desc: &moe_permute_desc_t,
     args: &moe_dispatch_fwd_args_t,
-    _: Call,
+    call: Call,
 ) -> Result<()> {
     let problem = dispatch_fwd_problem(desc, args)?;
+    // The rows are copied, whatever they are.
+    serves(ctx, Dtype::Uint8, &[problem.weights.matrix(), problem.row_weights])?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
             cpu::dispatch::dispatch_fwd(&problem, &report);
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_dispatch_fwd is not built yet for CUDA")),
+        Backend::Cuda(device) => cuda::dispatch::dispatch_fwd(device, &problem, args.report, call.stream),
     }
 }
 
@@ -153,16 +157,17 @@ pub fn dispatch_bwd(
     ctx: &moe_context_t,
     desc: &moe_permute_desc_t,
     args: &moe_dispatch_bwd_args_t,
-    _: Call,
+    call: Call,
 ) -> Result<()> {
     let problem = dispatch_bwd_problem(desc, args)?;
+    serves(ctx, problem.drows.dtype, &[problem.drow_weights, problem.dweights, problem.dweights_dense])?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
             cpu::dispatch::dispatch_bwd(&problem, &report);
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_dispatch_bwd is not built yet for CUDA")),
+        Backend::Cuda(device) => cuda::dispatch::dispatch_bwd(device, &problem, args.report, call.stream),
     }
 }
 

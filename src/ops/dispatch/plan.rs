@@ -4,6 +4,8 @@ use crate::abi::dispatch::*;
 use crate::check::{self, Count};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::dtype::{Dtype, INDICES};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, is_absent, matrix, optional_vector, vector};
@@ -206,7 +208,11 @@ pub fn dispatch_plan(
             ctx.with_report(args.report, |report| cpu::dispatch::plan(&plan, &parts, workspace, report))
         }
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_dispatch_plan is not built yet for CUDA")),
+        Backend::Cuda(device) => {
+            let (layout, shape) = cuda::dispatch::plan_layout(device, &plan.sizes);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::dispatch::plan(device, &plan, &shape, workspace, args.report, call.stream)
+        }
     }
 }
 
@@ -215,7 +221,7 @@ pub fn dispatch_plan_workspace(ctx: &moe_context_t, desc: &moe_dispatch_desc_t) 
     match &ctx.backend {
         Backend::Cpu => Ok(cpu::dispatch::plan_layout(&sizes).0.bytes()),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_dispatch_plan is not built yet for CUDA")),
+        Backend::Cuda(device) => Ok(cuda::dispatch::plan_layout(device, &sizes).0.bytes()),
     }
 }
 

@@ -4,8 +4,10 @@ use crate::abi::dispatch::*;
 use crate::check;
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::dtype::{Dtype, FLOATS};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Matrix, is_absent, matrix, vector};
 use crate::workspace::{Layout, Part, Workspace};
 
@@ -28,14 +30,11 @@ pub struct SortChunks {
 unsafe impl Send for SortChunks {}
 unsafe impl Sync for SortChunks {}
 
-/// Where each chunk of the sorted order lies: chunk order[i] begins at unsorted[i] before and at sorted[i] after
-/// a forward sort and has sorted[i + 1] - sorted[i] rows.
+/// int64[chunks + 1] each: where the chunks begin in either order.
 #[derive(Clone, Copy)]
-pub struct Parts {
-    /// int64[chunks].
-    pub unsorted: Part,
-    /// int64[chunks + 1].
-    pub sorted: Part,
+struct Parts {
+    unsorted: Part,
+    sorted: Part,
 }
 
 fn layout(desc: &moe_sort_chunks_desc_t) -> Result<(Layout, Parts)> {
@@ -46,7 +45,7 @@ fn layout(desc: &moe_sort_chunks_desc_t) -> Result<(Layout, Parts)> {
     check::range("desc.reserved", desc.reserved.into(), 0..=0)?;
     let chunks = check::range("desc.num_chunks", desc.num_chunks, 0..=check::MAX_EXPERTS)?;
     let mut layout = Layout::default();
-    let parts = Parts { unsorted: layout.part(chunks * 8), sorted: layout.part((chunks + 1) * 8) };
+    let parts = Parts { unsorted: layout.part((chunks + 1) * 8), sorted: layout.part((chunks + 1) * 8) };
     Ok((layout, parts))
 }
 
@@ -90,13 +89,17 @@ pub fn sort_chunks(
     let (layout, parts) = layout(desc)?;
     let problem = problem(desc, args)?;
     let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+    if let Some((weights, _)) = problem.row_weights {
+        ctx.serves("args.row_weights.dtype", weights.dtype)?;
+    }
+    let starts = [workspace.at(parts.unsorted), workspace.at(parts.sorted)];
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
-            cpu::dispatch::sort_chunks(&problem, workspace.at(parts.unsorted), workspace.at(parts.sorted), &report);
+            cpu::dispatch::sort_chunks(&problem, starts, &report);
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_sort_chunks is not built yet for CUDA")),
+        Backend::Cuda(device) => cuda::dispatch::sort_chunks(device, &problem, starts, args.report, call.stream),
     }
 }
 

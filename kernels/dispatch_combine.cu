@@ -1,0 +1,311 @@
+// Unpermute and its backward: a token is the weighted sum of its rows, in slot order.
+
+#include <type_traits>
+
+#include "dispatch.cuh"
+
+// N consecutive elements, 1 or 16 bytes of them or twice as many. Two of 16 bits stay in one register until they are used.
+template <class T, int N> struct Elements {
+  static constexpr int words = N == 1 ? 1 : N * sizeof(T) / 4;
+  uint32_t bits[words];
+
+  __device__ float at(int n) const {
+    if constexpr (sizeof(T) == 4) return __uint_as_float(bits[n]);
+    const uint32_t half = n % 2 == 0 ? bits[n / 2] & 0xffff : bits[n / 2] >> 16;
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) return __uint_as_float(half << 16);
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(half)));
+  }
+};
+
+template <int N, class T> __device__ inline Elements<T, N> load(const T *data) {
+  Elements<T, N> elements;
+  if constexpr (N > 1) {
+#pragma unroll
+    for (int word = 0; word < elements.words; word += 4) {
+      const uint4 bits = *reinterpret_cast<const uint4 *>(reinterpret_cast<const uint32_t *>(data) + word);
+      elements.bits[word] = bits.x;
+      elements.bits[word + 1] = bits.y;
+      elements.bits[word + 2] = bits.z;
+      elements.bits[word + 3] = bits.w;
+    }
+  } else if constexpr (sizeof(T) == 4) {
+    elements.bits[0] = *reinterpret_cast<const uint32_t *>(data);
+  } else {
+    elements.bits[0] = *reinterpret_cast<const uint16_t *>(data);
+  }
+  return elements;
+}
+
+template <int N, class T> __device__ inline void store(T *data, const float (&values)[N]) {
+  if constexpr (N == 1) {
+    *data = from_float<T>(values[0]);
+  } else {
+#pragma unroll
+    for (int begin = 0; begin < N; begin += Pack<T>::size) {
+      Pack<T> pack;
+#pragma unroll
+      for (int i = 0; i < Pack<T>::size; ++i) pack.at[i] = from_float<T>(values[begin + i]);
+      store_pack(data + begin, pack);
+    }
+  }
+}
+
+template <class T> __device__ inline T *row_of(const Matrix &matrix, int64_t row) {
+  return reinterpret_cast<T *>(matrix.data) + row * matrix.pitch;
+}
+
+template <class T> __device__ inline T *from_lane(T *pointer, int lane) {
+  return reinterpret_cast<T *>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(pointer), lane));
+}
+
+// y (+)= sums, rounded once.
+template <int N, class T> __device__ inline void store_sums(T *y, float (&sums)[N], bool add) {
+  if (add) {
+    const Elements<T, N> held = load<N>(y);
+#pragma unroll
+    for (int n = 0; n < N; ++n) sums[n] += held.at(n);
+  }
+  store<N>(y, sums);
+}
+
+// Lane i of each warp knows the row and the weight of the i-th of `count` slots; the row is null where it is not here.
+template <int N, class T>
+__device__ inline void add_rows(const T *row, float weight, int count, uint32_t column, float (&sums)[N]) {
+#pragma unroll 1
+  for (int first = 0; first < count; first += BATCH) {
+    Elements<T, N> values[BATCH];
+    bool here[BATCH];
+#pragma unroll
+    for (int i = 0; i < BATCH; ++i) {
+      const T *from = from_lane(row, first + i);
+      here[i] = from != nullptr;
+      if (here[i]) values[i] = load<N>(from + column);
+    }
+#pragma unroll
+    for (int i = 0; i < BATCH; ++i) {
+      const float w = __shfl_sync(~0u, weight, first + i);
+      if (!here[i]) continue;
+#pragma unroll
+      for (int n = 0; n < N; ++n) sums[n] = fmaf(w, values[i].at(n), sums[n]);
+    }
+  }
+}
+
+template <class T, int N> __device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, int64_t token, bool add) {
+  int count;
+  const int64_t begin = maps.slots(token, count);
+  const uint32_t hidden = static_cast<uint32_t>(p.hidden);
+  for (uint32_t first = 0; first < hidden; first += N * blockDim.x) {
+    const uint32_t own = first + N * threadIdx.x;
+    // Threads behind the last column work along on it, since their warp needs them.
+    const uint32_t column = min(own, hidden - N);
+    float sums[N] = {};
+    for (int next = 0; next < count; next += 32) {
+      const int64_t slot = begin + next + lane_id();
+      const int64_t row = next + lane_id() < count ? maps.row(slot) : -1;
+      const float weight = row < 0 ? 0.0f : maps.weight(p.weights, token, row, slot);
+      const T *from = row < 0 ? nullptr : row_of<const T>(p.rows, row);
+      add_rows<N>(from, weight, min(count - next, 32), column, sums);
+    }
+    if (own >= hidden) continue;
+    // y may be fp32 where the rows are not.
+    if (sizeof(T) == 2 && p.y.dtype == MOE_DTYPE_FP32) {
+      store_sums<N>(row_of<float>(p.y, token) + own, sums, add);
+    } else {
+      store_sums<N>(row_of<T>(p.y, token) + own, sums, add);
+    }
+  }
+}
+
+// The gradients of weights a row go to the token's slots and experts.
+__device__ inline void hand_on_gradients(const CombineFwdParams &p, const Maps &maps, int64_t token) {
+  const DispatchWeightGradients &to = p.dweights;
+  if (to.slot.data == nullptr && to.dense.data == nullptr) return;
+  int count;
+  const int64_t begin = maps.slots(token, count);
+  if (to.slot.data != nullptr) {
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+      const int64_t row = maps.row(begin + i);
+      store_float(to.slot, begin + i, row < 0 ? 0.0f : load_float(p.drow_weights, row));
+    }
+  }
+  if (to.dense.data != nullptr) {
+    const int64_t first = token * to.dense.pitch;
+    for (int64_t expert = threadIdx.x; expert < to.experts; expert += blockDim.x) {
+      store_float(to.dense, first + expert, 0.0f);
+    }
+    __syncthreads();
+    // One thread, in slot order: an expert may have been chosen twice.
+    for (int i = 0; threadIdx.x == 0 && i < count; ++i) {
+      const int64_t row = maps.row(begin + i);
+      if (row < 0) continue;
+      const int64_t place = first + maps.expert(row);
+      store_float(to.dense, place, load_float(to.dense, place) + load_float(p.drow_weights, row));
+    }
+  }
+}
+
+template <class T> __device__ inline void combine_fwd(const CombineFwdParams &p) {
+  const Maps maps(p.maps);
+  const bool add = adds(p.y_mode);
+  for (int64_t token = blockIdx.x; token < maps.tokens; token += gridDim.x) {
+    if (p.y.data != nullptr) {
+      if (p.packs) {
+        sum_token<T, Pack<T>::size>(p, maps, token, add);
+      } else {
+        sum_token<T, 1>(p, maps, token, add);
+      }
+    }
+    hand_on_gradients(p, maps, token);
+  }
+}
+
+__device__ inline float warp_sum(float value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+  return value;
+}
+
+// One row of each of up to 32 jobs, the same in all warps of the block: lane i knows the i-th.
+struct Jobs {
+  int count;
+  // -1: padding, becomes zero.
+  int64_t token;
+  // -1: not here.
+  int64_t row;
+  float weight;
+};
+
+// drows = weight * dy; returns <dy, rows> of the lane's job, in the first warp. ONE_TOKEN: all jobs are of one token.
+template <class T, int N, bool ONE_TOKEN> __device__ inline float spread(const CombineBwdParams &p, const Jobs &jobs) {
+  __shared__ float partial[16][32];
+  const bool dots = p.rows.data != nullptr;
+  const uint32_t hidden = static_cast<uint32_t>(p.hidden);
+  constexpr int TOKENS = ONE_TOKEN ? 1 : BATCH;
+  const T *dy = jobs.token < 0 ? nullptr : row_of<const T>(p.dy, jobs.token);
+  const T *from = jobs.row < 0 || jobs.token < 0 || !dots ? nullptr : row_of<const T>(p.rows, jobs.row);
+  T *to = jobs.row < 0 || p.drows.data == nullptr ? nullptr : row_of<T>(p.drows, jobs.row);
+#pragma unroll 1
+  for (int first = 0; first < jobs.count; first += BATCH) {
+    float dot[BATCH] = {};
+#pragma unroll 1
+    for (uint32_t next = 0; next < hidden; next += N * blockDim.x) {
+      const uint32_t own = next + N * threadIdx.x;
+      const bool inside = own < hidden;
+      // Threads behind the last column work along on it, since their warp needs them.
+      const uint32_t column = min(own, hidden - N);
+      Elements<T, N> gradients[TOKENS], values[BATCH];
+#pragma unroll
+      for (int i = 0; i < BATCH; ++i) {
+        const T *token = from_lane(dy, first + i), *row = from_lane(from, first + i);
+        if (i < TOKENS && token != nullptr) gradients[i] = load<N>(token + column);
+        if (row != nullptr) values[i] = load<N>(row + column);
+      }
+#pragma unroll
+      for (int i = 0; i < BATCH; ++i) {
+        const Elements<T, N> &gradient = gradients[ONE_TOKEN ? 0 : i];
+        const float weight = __shfl_sync(~0u, jobs.weight, first + i);
+        T *drow = from_lane(to, first + i);
+        const bool padding = from_lane(dy, first + i) == nullptr, dotted = from_lane(from, first + i) != nullptr;
+        if (dotted && inside) {
+#pragma unroll
+          for (int n = 0; n < N; ++n) dot[i] = fmaf(gradient.at(n), values[i].at(n), dot[i]);
+        }
+        if (drow == nullptr || !inside) continue;
+        float products[N];
+#pragma unroll
+        for (int n = 0; n < N; ++n) products[n] = padding ? 0.0f : weight * gradient.at(n);
+        store<N>(drow + column, products);
+      }
+    }
+    if (!dots) continue;
+#pragma unroll
+    for (int i = 0; i < BATCH; ++i) {
+      const float sum = warp_sum(dot[i]);
+      if (lane_id() == 0) partial[threadIdx.x / 32][first + i] = sum;
+    }
+  }
+  if (!dots) return 0.0f;
+  __syncthreads();
+  float sum = 0.0f;
+  if (threadIdx.x < jobs.count) {
+    for (int warp = 0; warp < blockDim.x / 32; ++warp) sum += partial[warp][threadIdx.x];
+  }
+  __syncthreads();
+  return sum;
+}
+
+template <class T, bool ONE_TOKEN> __device__ inline float spread(const CombineBwdParams &p, const Jobs &jobs) {
+  return p.packs ? spread<T, Pack<T>::size, ONE_TOKEN>(p, jobs) : spread<T, 1, ONE_TOKEN>(p, jobs);
+}
+
+// Rows are handed out.
+template <class T> __device__ inline void backward_by_row(const CombineBwdParams &p, const Maps &maps) {
+  for (int64_t first = DISPATCH_UNIT * blockIdx.x; first < maps.rows; first += DISPATCH_UNIT * int64_t(gridDim.x)) {
+    Jobs jobs = {DISPATCH_UNIT, -1, -1, 0.0f};
+    if (lane_id() < DISPATCH_UNIT && first + lane_id() < maps.rows) {
+      jobs.row = first + lane_id();
+      jobs.token = maps.token(jobs.row);
+      if (jobs.token >= 0) jobs.weight = maps.weight(p.weights, jobs.token, jobs.row, -1);
+    }
+    const float gradient = spread<T, false>(p, jobs);
+    if (threadIdx.x < 32 && jobs.row >= 0 && p.dweights.row.data != nullptr) {
+      store_float(p.dweights.row, jobs.row, jobs.token < 0 ? 0.0f : gradient);
+    }
+  }
+}
+
+// Tokens are handed out, each with all of its rows.
+template <class T> __device__ inline void backward_by_token(const CombineBwdParams &p, const Maps &maps) {
+  const DispatchWeightGradients &to = p.dweights;
+  for (int64_t token = blockIdx.x; token < maps.tokens; token += gridDim.x) {
+    int count;
+    const int64_t begin = maps.slots(token, count);
+    const int64_t dense = token * to.dense.pitch;
+    for (int64_t e = threadIdx.x; to.dense.data != nullptr && e < to.experts; e += blockDim.x) {
+      store_float(to.dense, dense + e, 0.0f);
+    }
+    for (int first = 0; first < count; first += 32) {
+      const bool valid = first + lane_id() < count;
+      const int64_t slot = begin + first + lane_id();
+      Jobs jobs = {min(count - first, 32), token, valid ? maps.row(slot) : -1, 0.0f};
+      if (jobs.row >= 0) jobs.weight = maps.weight(p.weights, token, jobs.row, slot);
+      const float gradient = spread<T, true>(p, jobs);
+      if (threadIdx.x >= 32) continue;
+      if (valid && to.slot.data != nullptr) store_float(to.slot, slot, jobs.row < 0 ? 0.0f : gradient);
+      if (jobs.row >= 0 && to.row.data != nullptr) store_float(to.row, jobs.row, gradient);
+      if (to.dense.data == nullptr) continue;
+      const int64_t place = jobs.row < 0 ? -1 : dense + maps.expert(jobs.row);
+      // One thread, in slot order: an expert may have been chosen twice.
+      for (int i = 0; i < jobs.count; ++i) {
+        const int64_t at = __shfl_sync(~0u, place, i);
+        const float addend = __shfl_sync(~0u, gradient, i);
+        if (lane_id() == 0 && at >= 0) store_float(to.dense, at, load_float(to.dense, at) + addend);
+      }
+    }
+  }
+  for_padding(maps, [&](int64_t row) {
+    for (int64_t column = lane_id(); p.drows.data != nullptr && column < p.hidden; column += 32) {
+      row_of<T>(p.drows, row)[column] = from_float<T>(0.0f);
+    }
+    if (lane_id() == 0 && to.row.data != nullptr) store_float(to.row, row, 0.0f);
+  });
+}
+
+template <class T> __device__ inline void combine_bwd(const CombineBwdParams &p) {
+  const Maps maps(p.maps);
+  if (p.maps.row_of_slot.data == nullptr) {
+    backward_by_row<T>(p, maps);
+  } else {
+    backward_by_token<T>(p, maps);
+  }
+}
+
+extern "C" {
+__global__ void __launch_bounds__(512, 2) combine_fwd_fp32(const __grid_constant__ CombineFwdParams p) { combine_fwd<float>(p); }
+__global__ void __launch_bounds__(512, 2) combine_fwd_fp16(const __grid_constant__ CombineFwdParams p) { combine_fwd<__half>(p); }
+__global__ void __launch_bounds__(512, 2) combine_fwd_bf16(const __grid_constant__ CombineFwdParams p) { combine_fwd<__nv_bfloat16>(p); }
+__global__ void __launch_bounds__(512, 1) combine_bwd_fp32(const __grid_constant__ CombineBwdParams p) { combine_bwd<float>(p); }
+__global__ void __launch_bounds__(512, 1) combine_bwd_fp16(const __grid_constant__ CombineBwdParams p) { combine_bwd<__half>(p); }
+__global__ void __launch_bounds__(512, 1) combine_bwd_bf16(const __grid_constant__ CombineBwdParams p) { combine_bwd<__nv_bfloat16>(p); }
+}

@@ -1,0 +1,85 @@
+//! Unpermute: a block a token.
+
+use super::*;
+use crate::abi::types::moe_stream_t;
+use crate::cuda::{Device, Launch, Launcher};
+use crate::error::Result;
+use crate::ops::dispatch::{CombineBwd, CombineFwd};
+
+pub fn combine_fwd(
+    device: &Device,
+    problem: &CombineFwd,
+    report: *mut moe_device_report_t,
+    stream: moe_stream_t,
+) -> Result<()> {
+    device.run(report, stream, |launcher| {
+        let params = CombineFwdParams {
+            maps: DispatchMaps::new(&problem.maps, launcher.report),
+            rows: problem.rows,
+            y: problem.y,
+            y_mode: problem.y_mode,
+            hidden: problem.hidden,
+            packs: packs(&[&problem.rows, &problem.y], problem.hidden),
+            weights: problem.weights.into(),
+            drow_weights: Matrix::ABSENT,
+            dweights: gradients(None, None, None, 0),
+        };
+        sum(launcher, &params)
+    })
+}
+
+pub fn gradients(
+    slot: Option<Matrix>,
+    row: Option<Matrix>,
+    dense: Option<Matrix>,
+    experts: i64,
+) -> DispatchWeightGradients {
+    let given = |gradient: Option<Matrix>| gradient.unwrap_or(Matrix::ABSENT);
+    DispatchWeightGradients { slot: given(slot), row: given(row), dense: given(dense), experts }
+}
+
+/// Elements that a thread accesses at once.
+fn step(packs: bool, dtype: Dtype) -> i64 {
+    if packs { 16 / dtype.size() } else { 1 }
+}
+
+pub fn sum(launcher: &Launcher, params: &CombineFwdParams) -> Result<()> {
+    let launch = Launch {
+        kernel: instance(params.rows.dtype, ["combine_fwd_fp32", "combine_fwd_fp16", "combine_fwd_bf16"]),
+        grid: [params.maps.tokens.bound.clamp(0, i32::MAX.into()) as u32, 1, 1],
+        block: threads(params.hidden / step(params.packs, params.rows.dtype)),
+        ..Default::default()
+    };
+    launcher.launch(&launch, params)
+}
+
+pub fn combine_bwd(
+    device: &Device,
+    problem: &CombineBwd,
+    report: *mut moe_device_report_t,
+    stream: moe_stream_t,
+) -> Result<()> {
+    device.run(report, stream, |launcher| {
+        let dweights = gradients(problem.dweights, problem.drow_weights, problem.dweights_dense, problem.experts);
+        let wanted = [dweights.slot, dweights.row, dweights.dense].iter().any(|gradient| !gradient.data.is_null());
+        let rows = problem.rows.filter(|_| wanted).unwrap_or(Matrix::ABSENT);
+        let drows = problem.drows.unwrap_or(Matrix::ABSENT);
+        let params = CombineBwdParams {
+            maps: DispatchMaps::new(&problem.maps, launcher.report),
+            dy: problem.dy,
+            rows,
+            drows,
+            hidden: problem.hidden,
+            packs: packs(&[&problem.dy, &rows, &drows], problem.hidden),
+            weights: problem.weights.into(),
+            dweights,
+        };
+        let launch = Launch {
+            kernel: instance(params.dy.dtype, ["combine_bwd_fp32", "combine_bwd_fp16", "combine_bwd_bf16"]),
+            grid: [params.maps.blocks(), 1, 1],
+            block: threads(params.hidden / step(params.packs, params.dy.dtype)),
+            ..Default::default()
+        };
+        launcher.launch(&launch, &params)
+    })
+}

@@ -1,0 +1,74 @@
+//! Permute: rows are copied, whatever they hold; its backward is an unweighted combine.
+
+use super::combine::gradients;
+use super::*;
+use crate::abi::types::moe_stream_t;
+use crate::cuda::{Device, Launch, Launcher};
+use crate::error::Result;
+use crate::ops::dispatch::{DispatchBwd, DispatchFwd};
+
+const KERNELS: [&str; 5] = ["dispatch_fwd_1", "dispatch_fwd_2", "dispatch_fwd_4", "dispatch_fwd_8", "dispatch_fwd_16"];
+
+pub fn dispatch_fwd(
+    device: &Device,
+    problem: &DispatchFwd,
+    report: *mut moe_device_report_t,
+    stream: moe_stream_t,
+) -> Result<()> {
+    device.run(report, stream, |launcher| {
+        let none = (Weights::None, None);
+        copy(launcher, problem, [&problem.x, &problem.rows], problem.hidden, (problem.weights, problem.row_weights))?;
+        match &problem.scales {
+            Some(scales) => copy(launcher, problem, [&scales.tokens, &scales.rows], scales.columns, none),
+            None => Ok(()),
+        }
+    })
+}
+
+fn copy(
+    launcher: &Launcher,
+    problem: &DispatchFwd,
+    [x, rows]: [&Matrix; 2],
+    columns: i64,
+    (weights, row_weights): (Weights, Option<Matrix>),
+) -> Result<()> {
+    let bytes = access(&[x, rows], columns);
+    let params = DispatchFwdParams {
+        maps: DispatchMaps::new(&problem.maps, launcher.report),
+        x: in_chunks(x, bytes),
+        rows: in_chunks(rows, bytes),
+        columns: columns * x.dtype.size() / bytes,
+        weights: weights.into(),
+        row_weights: row_weights.unwrap_or(Matrix::ABSENT),
+    };
+    let launch = Launch {
+        kernel: instance_of_chunk(bytes, KERNELS),
+        grid: [params.maps.blocks(), 1, 1],
+        block: threads(params.columns),
+        ..Default::default()
+    };
+    launcher.launch(&launch, &params)
+}
+
+pub fn dispatch_bwd(
+    device: &Device,
+    problem: &DispatchBwd,
+    report: *mut moe_device_report_t,
+    stream: moe_stream_t,
+) -> Result<()> {
+    device.run(report, stream, |launcher| {
+        let dx = problem.dx.unwrap_or(Matrix::ABSENT);
+        let params = CombineFwdParams {
+            maps: DispatchMaps::new(&problem.maps, launcher.report),
+            rows: problem.drows,
+            y: dx,
+            y_mode: problem.dx_mode,
+            hidden: problem.hidden,
+            packs: packs(&[&problem.drows, &dx], problem.hidden),
+            weights: Weights::None.into(),
+            drow_weights: problem.drow_weights.unwrap_or(Matrix::ABSENT),
+            dweights: gradients(problem.dweights, None, problem.dweights_dense, problem.experts),
+        };
+        super::combine::sum(launcher, &params)
+    })
+}

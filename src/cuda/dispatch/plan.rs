@@ -1,0 +1,95 @@
+//! The plan: one cooperative launch. Blocks count the slots of their tokens, wait for each other, and place them.
+
+use super::*;
+use crate::abi::types::moe_stream_t;
+use crate::cuda::{Device, Launch};
+use crate::error::Result;
+use crate::ops::dispatch::{Choice, Plan, PlanSizes};
+use crate::workspace::{Layout, Part, Workspace};
+
+/// How the kernel is laid out for sizes and a device; nothing but the description matters.
+pub struct Shape {
+    blocks: u32,
+    warps: i64,
+    columns: i64,
+    /// Bytes; 0: there is too little of it for so many groups.
+    shared: u32,
+    counts: Part,
+    histogram: Part,
+    places: Part,
+}
+
+pub fn plan_layout(device: &Device, sizes: &PlanSizes) -> (Layout, Shape) {
+    let columns = (sizes.groups + 1 + 3) / 4 * 4;
+    let fits = |warps: &i64| shared_bytes(*warps, columns) <= i64::from(device.shared_memory) - 1024;
+    let warps = (0..5).map(|halvings| DISPATCH_PLAN_WARPS >> halvings).find(fits);
+    let shared = warps.map_or(0, |warps| shared_bytes(warps, columns) as u32);
+    // Every block reads the counts of all: their number is such that this stays cheap beside the slots themselves.
+    let slots = sizes.slots();
+    let readers = (slots.saturating_mul(4).max(1 << 22) / columns).isqrt();
+    let blocks = (slots / 1024).min(readers).clamp(1, device.multiprocessors.into());
+    let mut layout = Layout::default();
+    let counts = layout.part(blocks * columns * 4);
+    let spilled = if shared == 0 { blocks * columns } else { 0 };
+    let histogram = layout.part(spilled * 4);
+    let places = layout.part(spilled * 16);
+    (layout, Shape { blocks: blocks as u32, warps: warps.unwrap_or(1), columns, shared, counts, histogram, places })
+}
+
+/// kernels/dispatch_plan.cu: a histogram a warp, and the first and last rows, for which threads first add up.
+fn shared_bytes(warps: i64, columns: i64) -> i64 {
+    let adders = (32 * warps / (columns / 4)).max(1);
+    warps * columns * 4 + adders * columns * 16
+}
+
+pub fn plan(
+    device: &Device,
+    plan: &Plan,
+    shape: &Shape,
+    workspace: Workspace,
+    report: *mut moe_device_report_t,
+    stream: moe_stream_t,
+) -> Result<()> {
+    device.run(report, stream, |launcher| {
+        let sizes = &plan.sizes;
+        let (choice, chosen) = match plan.choice {
+            Choice::Ids(ids) => (DISPATCH_IDS, ids),
+            Choice::ByteMask(mask) => (DISPATCH_BYTE_MASK, mask),
+            Choice::BitMask(mask) => (DISPATCH_BIT_MASK, mask),
+        };
+        let params = DispatchPlanParams {
+            tokens: plan.tokens,
+            experts: sizes.experts,
+            top_k: sizes.top_k,
+            expert_begin: sizes.expert_begin,
+            groups: sizes.groups,
+            alignment: sizes.alignment,
+            rows_per_group: sizes.rows_per_group,
+            rows: sizes.rows,
+            choice,
+            strict_ids: plan.strict_ids,
+            chosen,
+            expert_map: plan.expert_map,
+            group_offsets: plan.group_offsets,
+            group_sizes: plan.group_sizes,
+            slot_offsets: plan.slot_offsets.unwrap_or(Matrix::ABSENT),
+            row_of_slot: plan.row_of_slot,
+            slot_of_row: plan.slot_of_row.unwrap_or(Matrix::ABSENT),
+            token_of_row: plan.token_of_row.unwrap_or(Matrix::ABSENT),
+            columns: shape.columns,
+            counts: workspace.at(shape.counts),
+            histogram: if shape.shared == 0 { workspace.at(shape.histogram) } else { std::ptr::null_mut() },
+            places: if shape.shared == 0 { workspace.at(shape.places) } else { std::ptr::null_mut() },
+            report: launcher.report,
+        };
+        let launch = Launch {
+            kernel: "dispatch_plan",
+            grid: [shape.blocks, 1, 1],
+            block: (32 * shape.warps) as u32,
+            shared: shape.shared,
+            cooperative: shape.blocks > 1,
+            ..Default::default()
+        };
+        launcher.launch(&launch, &params)
+    })
+}
