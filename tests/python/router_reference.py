@@ -45,7 +45,9 @@ def sqrtsoftplus(row):
     small = log1p(np.exp(np.where(l.real > 0, -l, l)))
     softplus = np.where(l.real > 0, l + small, small)
     # Where e^l leaves the digits of 1 + e^l, and before it underflows.
-    out[present] = np.where(l.real < -30, np.exp(l / 2) * (1 - np.exp(np.where(l.real < 0, l, 0)) / 4), np.sqrt(softplus))
+    tail = l.real < -30
+    half = np.exp(np.where(tail, l, 0) / 2)
+    out[present] = np.where(tail, half * (1 - half * half / 4), np.sqrt(softplus))
     return out
 
 
