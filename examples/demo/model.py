@@ -80,7 +80,8 @@ class Adam:
 
     def __init__(self, xp, parameters, rate, steps):
         self.xp, self.parameters, self.rate, self.steps, self.step = xp, parameters, rate, steps, 0
-        self.moments = {name: (xp.zeros_like(w), xp.zeros_like(w)) for name, w in parameters.items()}
+        # The two moments and room to compute in.
+        self.state = {name: [xp.zeros_like(w) for _ in range(3)] for name, w in parameters.items()}
 
     def update(self, gradients, beta1=0.9, beta2=0.99, warm_up=50):
         self.step += 1
@@ -88,13 +89,15 @@ class Adam:
         rate = self.rate * min(1.0, self.step / warm_up) * cosine
         rate *= np.sqrt(1 - beta2**self.step) / (1 - beta1**self.step)
         for name, weight in self.parameters.items():
-            gradient, (first, second) = gradients[name], self.moments[name]
+            gradient, (first, second, room) = gradients[name], self.state[name]
             first *= beta1
-            first += (1 - beta1) * gradient
+            first += self.xp.multiply(gradient, 1 - beta1, out=room)
             second *= beta2
             gradient *= gradient
             gradient *= 1 - beta2
             second += gradient
-            change = self.xp.sqrt(second)
-            change += 1e-8
-            weight -= rate * first / change
+            self.xp.sqrt(second, out=room)
+            room += 1e-8
+            self.xp.divide(first, room, out=room)
+            room *= rate
+            weight -= room

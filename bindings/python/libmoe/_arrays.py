@@ -154,15 +154,14 @@ class Torch:
     def scratch(size, device, stream):
         import torch
 
-        # Torch frees and reuses memory in the order of the stream it was allocated on.
-        with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device)):
+        with _torch_stream(device, stream):
             return torch.empty(size, dtype=torch.uint8, device=_torch_device(device))
 
     @staticmethod
     def pointers(addresses, device, stream):
         import torch
 
-        with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device)):
+        with _torch_stream(device, stream):
             return torch.tensor(addresses, dtype=torch.int64, device=_torch_device(device))
 
     @staticmethod
@@ -202,6 +201,18 @@ class Cupy:
 
         with cupy.cuda.Device(device):
             return cupy.cuda.get_current_stream().ptr
+
+
+def _torch_stream(device, stream):
+    """Torch frees and reuses memory in the order of the stream that was current when it was allocated."""
+    import torch
+
+    current = torch.cuda.current_stream(device)
+    if stream == current.cuda_stream:
+        return torch.cuda.stream(current)
+    # An ExternalStream of 0 would be a new stream.
+    other = torch.cuda.ExternalStream(stream, device=device) if stream else torch.cuda.default_stream(device)
+    return torch.cuda.stream(other)
 
 
 def _torch_device(device):
