@@ -30,7 +30,8 @@ def run(ctx) -> tuple[list[dict], dict]:
         timings = method.time_gpu({
             "plan": [made.prepare_plan()] * 8,
             "dispatch": [ctx.prepare("dispatch_fwd", desc, dict(
-                x=x, rows=rows, token_of_row=plan["token_of_row"], group_offsets=plan["group_offsets"]))],
+                x=x, rows=rows, token_of_row=plan["token_of_row"], row_of_slot=plan["row_of_slot"],
+                group_offsets=plan["group_offsets"]))],
             "combine": [ctx.prepare("combine_fwd", desc, dict(
                 rows=rows, row_of_slot=plan["row_of_slot"], y=y, weights=made.weights))],
             "torch permute": [lambda: x[plan["token_of_row"]]],
