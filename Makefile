@@ -17,7 +17,7 @@ demo: export MOE_CUDA ?= $(if $(findstring cuda,$(DEVICE))$(LIBMOE),1,0)
 .PHONY: demo test install header lint clean
 
 demo:
-	@scripts/setup.sh demo nvcc
+	@scripts/setup.sh demo nvcc $(if $(findstring cuda,$(DEVICE)),torch)
 	@scripts/build.sh
 	@.venv/bin/python examples/demo/train.py
 
