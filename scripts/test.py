@@ -16,7 +16,6 @@ BUILD = ROOT / "build" / "consumers"
 INSTALLED = ROOT / "build" / "installed"
 
 
-
 class Run:
     """Counts what the stages print."""
 
@@ -98,8 +97,8 @@ def main():
             print("\n== PyTorch could not be installed: its tests are skipped", flush=True)
         device = ["--device", os.environ["DEVICE"]] if os.environ.get("DEVICE") else []
         run.stage("Python", [PYTHON, "-m", "pytest", "-q", "tests/python", *device], LIBMOE=library)
-    minutes = (time.monotonic() - run.began) / 60
-    print(f"\n{run.passed} passed, {run.failed} failed in {minutes:.1f} minutes")
+    print(f"\n== {(time.monotonic() - run.began) / 60:.1f} minutes")
+    print(f"{run.passed} passed, {run.failed} failed")
     sys.exit(run.failed != 0)
 
 
