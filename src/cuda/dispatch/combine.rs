@@ -1,31 +1,23 @@
 //! Unpermute: a block a token.
 
 use super::*;
-use crate::abi::types::moe_stream_t;
-use crate::cuda::{Device, Launch, Launcher};
+use crate::cuda::{Launch, Launcher};
 use crate::error::Result;
 use crate::ops::dispatch::{CombineBwd, CombineFwd};
 
-pub fn combine_fwd(
-    device: &Device,
-    problem: &CombineFwd,
-    report: *mut moe_device_report_t,
-    stream: moe_stream_t,
-) -> Result<()> {
-    device.run(report, stream, |launcher| {
-        let params = CombineFwdParams {
-            maps: DispatchMaps::new(&problem.maps, launcher.report),
-            rows: problem.rows,
-            y: problem.y,
-            y_mode: problem.y_mode,
-            hidden: problem.hidden,
-            packs: packs(&[&problem.rows, &problem.y], problem.hidden),
-            weights: problem.weights.into(),
-            drow_weights: Matrix::ABSENT,
-            dweights: gradients(None, None, None, 0),
-        };
-        sum(launcher, &params)
-    })
+pub fn combine_fwd(launcher: &Launcher, problem: &CombineFwd) -> Result<()> {
+    let params = CombineFwdParams {
+        maps: DispatchMaps::new(&problem.maps, launcher.report),
+        rows: problem.rows,
+        y: problem.y,
+        y_mode: problem.y_mode,
+        hidden: problem.hidden,
+        packs: packs(&[&problem.rows, &problem.y], problem.hidden),
+        weights: problem.weights.into(),
+        drow_weights: Matrix::ABSENT,
+        dweights: gradients(None, None, None, 0),
+    };
+    sum(launcher, &params)
 }
 
 pub fn gradients(
@@ -53,33 +45,26 @@ pub fn sum(launcher: &Launcher, params: &CombineFwdParams) -> Result<()> {
     launcher.launch(&launch, params)
 }
 
-pub fn combine_bwd(
-    device: &Device,
-    problem: &CombineBwd,
-    report: *mut moe_device_report_t,
-    stream: moe_stream_t,
-) -> Result<()> {
-    device.run(report, stream, |launcher| {
-        let dweights = gradients(problem.dweights, problem.drow_weights, problem.dweights_dense, problem.experts);
-        let wanted = [dweights.slot, dweights.row, dweights.dense].iter().any(|gradient| !gradient.data.is_null());
-        let rows = problem.rows.filter(|_| wanted).unwrap_or(Matrix::ABSENT);
-        let drows = problem.drows.unwrap_or(Matrix::ABSENT);
-        let params = CombineBwdParams {
-            maps: DispatchMaps::new(&problem.maps, launcher.report),
-            dy: problem.dy,
-            rows,
-            drows,
-            hidden: problem.hidden,
-            packs: packs(&[&problem.dy, &rows, &drows], problem.hidden),
-            weights: problem.weights.into(),
-            dweights,
-        };
-        let launch = Launch {
-            kernel: instance(params.dy.dtype, ["combine_bwd_fp32", "combine_bwd_fp16", "combine_bwd_bf16"]),
-            grid: [params.maps.blocks(), 1, 1],
-            block: threads(params.hidden / step(params.packs, params.dy.dtype)),
-            ..Default::default()
-        };
-        launcher.launch(&launch, &params)
-    })
+pub fn combine_bwd(launcher: &Launcher, problem: &CombineBwd) -> Result<()> {
+    let dweights = gradients(problem.dweights, problem.drow_weights, problem.dweights_dense, problem.experts);
+    let wanted = [dweights.slot, dweights.row, dweights.dense].iter().any(|gradient| !gradient.data.is_null());
+    let rows = problem.rows.filter(|_| wanted).unwrap_or(Matrix::ABSENT);
+    let drows = problem.drows.unwrap_or(Matrix::ABSENT);
+    let params = CombineBwdParams {
+        maps: DispatchMaps::new(&problem.maps, launcher.report),
+        dy: problem.dy,
+        rows,
+        drows,
+        hidden: problem.hidden,
+        packs: packs(&[&problem.dy, &rows, &drows], problem.hidden),
+        weights: problem.weights.into(),
+        dweights,
+    };
+    let launch = Launch {
+        kernel: instance(params.dy.dtype, ["combine_bwd_fp32", "combine_bwd_fp16", "combine_bwd_bf16"]),
+        grid: [params.maps.blocks(), 1, 1],
+        block: threads(params.hidden / step(params.packs, params.dy.dtype)),
+        ..Default::default()
+    };
+    launcher.launch(&launch, &params)
 }

@@ -2,27 +2,19 @@
 
 use super::combine::gradients;
 use super::*;
-use crate::abi::types::moe_stream_t;
-use crate::cuda::{Device, Launch, Launcher};
+use crate::cuda::{Launch, Launcher};
 use crate::error::Result;
 use crate::ops::dispatch::{DispatchBwd, DispatchFwd};
 
 const KERNELS: [&str; 5] = ["dispatch_fwd_1", "dispatch_fwd_2", "dispatch_fwd_4", "dispatch_fwd_8", "dispatch_fwd_16"];
 
-pub fn dispatch_fwd(
-    device: &Device,
-    problem: &DispatchFwd,
-    report: *mut moe_device_report_t,
-    stream: moe_stream_t,
-) -> Result<()> {
-    device.run(report, stream, |launcher| {
-        let none = (Weights::None, None);
-        copy(launcher, problem, [&problem.x, &problem.rows], problem.hidden, (problem.weights, problem.row_weights))?;
-        match &problem.scales {
-            Some(scales) => copy(launcher, problem, [&scales.tokens, &scales.rows], scales.columns, none),
-            None => Ok(()),
-        }
-    })
+pub fn dispatch_fwd(launcher: &Launcher, problem: &DispatchFwd) -> Result<()> {
+    let none = (Weights::None, None);
+    copy(launcher, problem, [&problem.x, &problem.rows], problem.hidden, (problem.weights, problem.row_weights))?;
+    match &problem.scales {
+        Some(scales) => copy(launcher, problem, [&scales.tokens, &scales.rows], scales.columns, none),
+        None => Ok(()),
+    }
 }
 
 fn copy(
@@ -50,25 +42,18 @@ fn copy(
     launcher.launch(&launch, &params)
 }
 
-pub fn dispatch_bwd(
-    device: &Device,
-    problem: &DispatchBwd,
-    report: *mut moe_device_report_t,
-    stream: moe_stream_t,
-) -> Result<()> {
-    device.run(report, stream, |launcher| {
-        let dx = problem.dx.unwrap_or(Matrix::ABSENT);
-        let params = CombineFwdParams {
-            maps: DispatchMaps::new(&problem.maps, launcher.report),
-            rows: problem.drows,
-            y: dx,
-            y_mode: problem.dx_mode,
-            hidden: problem.hidden,
-            packs: packs(&[&problem.drows, &dx], problem.hidden),
-            weights: Weights::None.into(),
-            drow_weights: problem.drow_weights.unwrap_or(Matrix::ABSENT),
-            dweights: gradients(problem.dweights, None, problem.dweights_dense, problem.experts),
-        };
-        super::combine::sum(launcher, &params)
-    })
+pub fn dispatch_bwd(launcher: &Launcher, problem: &DispatchBwd) -> Result<()> {
+    let dx = problem.dx.unwrap_or(Matrix::ABSENT);
+    let params = CombineFwdParams {
+        maps: DispatchMaps::new(&problem.maps, launcher.report),
+        rows: problem.drows,
+        y: dx,
+        y_mode: problem.dx_mode,
+        hidden: problem.hidden,
+        packs: packs(&[&problem.drows, &dx], problem.hidden),
+        weights: Weights::None.into(),
+        drow_weights: problem.drow_weights.unwrap_or(Matrix::ABSENT),
+        dweights: gradients(problem.dweights, None, problem.dweights_dense, problem.experts),
+    };
+    super::combine::sum(launcher, &params)
 }

@@ -104,7 +104,9 @@ pub fn combine_fwd(
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(device) => cuda::dispatch::combine_fwd(device, &problem, args.report, call.stream),
+        Backend::Cuda(device) => {
+            device.run(args.report, call.stream, |launcher| cuda::dispatch::combine_fwd(launcher, &problem))
+        }
     }
 }
 
@@ -127,7 +129,9 @@ pub fn combine_bwd(
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(device) => cuda::dispatch::combine_bwd(device, &problem, args.report, call.stream),
+        Backend::Cuda(device) => {
+            device.run(args.report, call.stream, |launcher| cuda::dispatch::combine_bwd(launcher, &problem))
+        }
     }
 }
 

@@ -145,7 +145,9 @@ pub fn dispatch_fwd(
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(device) => cuda::dispatch::dispatch_fwd(device, &problem, args.report, call.stream),
+        Backend::Cuda(device) => {
+            device.run(args.report, call.stream, |launcher| cuda::dispatch::dispatch_fwd(launcher, &problem))
+        }
     }
 }
 
@@ -167,7 +169,9 @@ pub fn dispatch_bwd(
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(device) => cuda::dispatch::dispatch_bwd(device, &problem, args.report, call.stream),
+        Backend::Cuda(device) => {
+            device.run(args.report, call.stream, |launcher| cuda::dispatch::dispatch_bwd(launcher, &problem))
+        }
     }
 }
 
