@@ -8,6 +8,7 @@ pub mod dispatch;
 mod driver;
 mod fatbins;
 mod launch;
+pub mod grouped_gemm;
 pub mod pointers;
 #[cfg(test)]
 mod tests;
