@@ -151,9 +151,9 @@ template <bool A_ACROSS, bool B_ACROSS> struct ScalarMath {
 
   __device__ void load(Fragments &, uint32_t, int) const {}
 
-  // Half a stage: eight elements of the reduction, by fours.
+  // Half a stage: eight elements of the reduction, by fours. Not unrolled: loads that are hoisted far would spill.
   __device__ void multiply(Sums &sums, Fragments &, uint32_t stage, int step) const {
-#pragma unroll
+#pragma unroll 1
     for (int chunk = 2 * step; chunk < 2 * step + 2; ++chunk) {
       float a[8][4];
 #pragma unroll

@@ -6,15 +6,16 @@
 //
 //   using Math                                     gemm::MatrixMath<T, ..> or gemm::ScalarMath<..>
 //   A_ACROSS, B_ACROSS                             operands whose lines are elements of the reduction
+//   A_GATHERS, B_GATHERS                           operands whose lines may be gathered
 //   BOXES                                          2: 64 columns of a tile are 32 of a first and 32 of a second matrix
 //   const Groups &groups() const                   whose tiles these are
 //   int64_t tiles(const Span &) const              of a group
 //   Tile tile(const Span &, int64_t place) const   the place-th of them
 //   int64_t depth(const Tile &) const              elements of the reduction
 //   Lines a(const Tile &) const, b(..)             the operands
-//   const Gather *a_gather() const, b_gather()     of their lines, or null
-//   auto epilogue(const Tile &) const              called for each row r: (r, column, float (&sums)[2][8]): the tile's
-//                                                  columns `column` and on, and 32 behind; of the two boxes, the same
+//   const Gather *a_gather() const, b_gather()     of their lines; null where they never are
+//   auto epilogue(const Tile &, int column) const  called for each row r: (r, column, float (&sums)[2][8]): the tile's
+//                                                  columns `column` and on, and 32 behind; of two boxes, the same
 //                                                  columns of each. The four lanes of a quad have a row together. Rows
 //                                                  and columns may lie outside the matrix.
 //   moe_device_report_t *report() const
@@ -44,6 +45,12 @@ __device__ inline void raster(int64_t place, int64_t rows, int64_t columns, int6
   const int64_t rest = place - band * BAND * columns;
   row = band * BAND + rest % height;
   column = rest / height;
+}
+
+// Stages of a tile; at least one, be it empty.
+template <class T> __device__ inline uint32_t steps_of(int64_t depth) {
+  constexpr int64_t DEPTH = LINE / sizeof(T);
+  return static_cast<uint32_t>(max((depth + DEPTH - 1) / DEPTH, int64_t(1)));
 }
 
 // The tiles of a block, found ahead of their use by one warp. Copies are at most three tiles ahead of the products.
@@ -82,47 +89,85 @@ template <class Problem> struct Feed {
   using T = typename Problem::Math::Element;
   static constexpr int DEPTH = LINE / sizeof(T);
 
-  Loader<T, ROWS, Problem::A_ACROSS, 1> a;
-  Loader<T, COLUMNS, Problem::B_ACROSS, Problem::BOXES> b;
-  // Elements of the tile's reduction that are left.
-  int64_t left = 0;
-  int64_t done = 0;
+  Loader<T, ROWS, Problem::A_ACROSS, Problem::A_GATHERS, 1> a;
+  Loader<T, COLUMNS, Problem::B_ACROSS, Problem::B_GATHERS, Problem::BOXES> b;
+  // Of the tile, whose number is one less than `number`.
+  uint32_t step = 0;
+  uint32_t steps = 0;
+  // Elements of the last step.
+  int tail;
   unsigned number = 0;
   bool active = true;
-  bool fresh = false;
 
   // Reads what the next stage's addresses need.
   __device__ void prepare(const Problem &problem, const Queue &queue) {
-    if (left <= 0 && active) {
-      const Tile tile = queue.tiles[number++ % Queue::SIZE];
+    if (step == steps && active) {
+      const Tile &tile = queue.tiles[number++ % Queue::SIZE];
       active = tile.group >= 0;
       if (!active) return;
-      left = problem.depth(tile);
-      done = 0;
-      fresh = true;
-      a.begin(problem.a(tile), problem.a_gather());
-      b.begin(problem.b(tile), problem.b_gather());
+      const int64_t depth = problem.depth(tile);
+      step = 0;
+      steps = steps_of<T>(depth);
+      tail = static_cast<int>(depth - int64_t(steps - 1) * DEPTH);
+      if constexpr (Problem::A_ACROSS) a.begin(problem.a(tile));
+      if constexpr (!Problem::A_ACROSS) a.fetch(problem.a_gather(), problem.a(tile).first, problem.a(tile).count);
+      if constexpr (Problem::B_ACROSS) b.begin(problem.b(tile));
+      if constexpr (!Problem::B_ACROSS) b.fetch(problem.b_gather(), problem.b(tile).first, problem.b(tile).count);
     }
     if (!active) return;
-    if constexpr (Problem::A_ACROSS) a.fetch(problem.a_gather(), left);
-    if constexpr (Problem::B_ACROSS) b.fetch(problem.b_gather(), left);
+    if constexpr (Problem::A_ACROSS && Problem::A_GATHERS) a.fetch(problem.a_gather(), first(problem.a(tile(queue))), depth());
+    if constexpr (Problem::B_ACROSS && Problem::B_GATHERS) b.fetch(problem.b_gather(), first(problem.b(tile(queue))), depth());
   }
 
-  // Copies the next stage.
+  // Whether the next stage is an ordinary one: whole, aligned, not a tile's first, not across and gathered.
+  __device__ bool fast(const Problem &problem) const {
+    if (Problem::A_ACROSS && Problem::A_GATHERS && problem.a_gather()->index.data != nullptr) return false;
+    if (Problem::B_ACROSS && Problem::B_GATHERS && problem.b_gather()->index.data != nullptr) return false;
+    return active && step > 0 && depth() == DEPTH && (a.unit & b.unit) == 16;
+  }
+
+  // Copies it.
+  __device__ void issue_fast(const Problem &problem, const Queue &queue, uint32_t stage) {
+    const Lines a_lines = problem.a(tile(queue)), b_lines = problem.b(tile(queue));
+    a.issue_fast(stage, step, a_lines.pitch, first(a_lines));
+    b.issue_fast(stage + STAGE_A, step, b_lines.pitch, first(b_lines));
+    ++step;
+    cp_async_commit();
+  }
+
+  // Copies the next stage, whatever it is.
   __device__ void issue(const Problem &problem, const Queue &queue, uint32_t stage) {
     if (active) {
-      if (fresh) {
-        if constexpr (!Problem::A_ACROSS) a.resolve_all(problem.a_gather(), queue.a_rows, problem.report());
-        if constexpr (!Problem::B_ACROSS) b.resolve_all(problem.b_gather(), queue.b_rows, problem.report());
-        fresh = false;
+      const Tile &now = tile(queue);
+      moe_device_report_t *const report = problem.report();
+      if (step == 0) {
+        if constexpr (!Problem::A_ACROSS) a.resolve(problem.a(now), problem.a_gather(), queue.a_rows, report);
+        if constexpr (!Problem::B_ACROSS) b.resolve(problem.b(now), problem.b_gather(), queue.b_rows, report);
       }
-      a.issue(stage, left, done, problem.a_gather(), queue.a_rows, problem.report());
-      b.issue(stage + STAGE_A, left, done, problem.b_gather(), queue.b_rows, problem.report());
-      left -= DEPTH;
-      done += LINE;
+      if constexpr (Problem::A_ACROSS) {
+        const Lines lines = problem.a(now);
+        if constexpr (!Problem::A_GATHERS) a.fetch(nullptr, first(lines), depth());
+        a.issue_across(stage, lines.pitch, problem.a_gather(), queue.a_rows, first(lines), report);
+      } else {
+        a.issue_along(stage, step, depth());
+      }
+      if constexpr (Problem::B_ACROSS) {
+        const Lines lines = problem.b(now);
+        if constexpr (!Problem::B_GATHERS) b.fetch(nullptr, first(lines), depth());
+        b.issue_across(stage + STAGE_A, lines.pitch, problem.b_gather(), queue.b_rows, first(lines), report);
+      } else {
+        b.issue_along(stage + STAGE_A, step, depth());
+      }
+      ++step;
     }
     cp_async_commit();
   }
+
+private:
+  __device__ const Tile &tile(const Queue &queue) const { return queue.tiles[(number - 1) % Queue::SIZE]; }
+  // Elements of the reduction that this step has.
+  __device__ int depth() const { return step + 1 == steps ? tail : DEPTH; }
+  __device__ int64_t first(const Lines &lines) const { return lines.first + int64_t(step) * DEPTH; }
 };
 
 template <class Problem> __device__ inline void run(const Problem &problem) {
@@ -133,17 +178,19 @@ template <class Problem> __device__ inline void run(const Problem &problem) {
   if (threadIdx.x == 0) {
     queue.scan = GroupScan();
     queue.next = blockIdx.x;
-    if (problem.a_gather() != nullptr) queue.a_rows = true_count(problem.a_gather()->rows, problem.report());
-    if (problem.b_gather() != nullptr) queue.b_rows = true_count(problem.b_gather()->rows, problem.report());
+    if (Problem::A_GATHERS) queue.a_rows = true_count(problem.a_gather()->rows, problem.report());
+    if (Problem::B_GATHERS) queue.b_rows = true_count(problem.b_gather()->rows, problem.report());
   }
   __syncthreads();
   if (warp == 0) {
+#pragma unroll 1
     for (unsigned number = 0; number < Queue::AHEAD; ++number) queue.fill(problem, number);
   }
   __syncthreads();
 
   const uint32_t base = shared_address(stages);
   Feed<Problem> feed;
+#pragma unroll 1
   for (int stage = 0; stage < STAGES - 1; ++stage) {
     feed.prepare(problem, queue);
     feed.issue(problem, queue, base + stage * STAGE);
@@ -159,12 +206,17 @@ template <class Problem> __device__ inline void run(const Problem &problem) {
     if (warp == 0) queue.fill(problem, number + Queue::AHEAD);
     const Tile &tile = queue.tiles[number % Queue::SIZE];
     Sums sums = {};
-    int64_t left = problem.depth(tile);
-    do {
-      math.load(fragments[1], read, 1);
+    for (uint32_t steps = steps_of<typename Math::Element>(problem.depth(tile)); steps > 0; --steps) {
       feed.prepare(problem, queue);
-      math.multiply(sums, fragments[0], read, 0);
-      feed.issue(problem, queue, write);
+      if (feed.fast(problem)) {
+        feed.issue_fast(problem, queue, write);
+        math.load(fragments[1], read, 1);
+        math.multiply(sums, fragments[0], read, 0);
+      } else {
+        math.load(fragments[1], read, 1);
+        math.multiply(sums, fragments[0], read, 0);
+        feed.issue(problem, queue, write);
+      }
       if constexpr (!Math::AHEAD) math.multiply(sums, fragments[1], read, 1);
       // The next stage has arrived for all, and all have read this one.
       cp_async_wait<STAGES - 2>();
@@ -173,11 +225,10 @@ template <class Problem> __device__ inline void run(const Problem &problem) {
       read = read + STAGE == base + SHARED ? base : read + STAGE;
       math.load(fragments[0], read, 0);
       if constexpr (Math::AHEAD) math.multiply(sums, fragments[1], read, 1);
-      left -= Feed<Problem>::DEPTH;
-    } while (left > 0);
+    }
 
-    auto epilogue = problem.epilogue(tile);
-    const int column = Problem::BOXES == 2 ? warp / 2 * 32 + lane % 4 * 8 : warp / 2 * 64 + lane % 4 * 8;
+    const int column = warp / 2 * (64 / Problem::BOXES) + lane % 4 * 8;
+    auto epilogue = problem.epilogue(tile, column);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll

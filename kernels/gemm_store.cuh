@@ -50,22 +50,18 @@ template <class T> struct Store {
   bool narrow;
   bool add;
   bool packed;
-  // The tile's part of a bias; null: none.
-  const uint8_t *bias;
-  Dtype bias_dtype;
+  // Of this lane's columns.
+  float bias[2][8];
 
   __device__ void operator()(int row, int column, float (&sums)[2][8]) const {
     if (row >= rows) return;
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
-      const int64_t from = column + 32 * q;
+      const int from = column + 32 * q;
       const int valid = static_cast<int>(min(columns - from, int64_t(8)));
       if (valid <= 0) continue;
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        sums[q][e] *= alpha;
-        if (bias != nullptr && e < valid) sums[q][e] += load_float(bias, bias_dtype, from + e);
-      }
+      for (int e = 0; e < 8; ++e) sums[q][e] = alpha * sums[q][e] + bias[q][e];
       if (narrow) {
         finish(reinterpret_cast<T *>(data) + row * pitch + from, sums[q], valid);
       } else {

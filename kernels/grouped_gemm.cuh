@@ -15,7 +15,7 @@ __device__ inline Store<T> store(uint8_t *data, Dtype dtype, int64_t pitch, int6
   const int size = dtype == MOE_DTYPE_FP32 ? 4 : 2;
   uint8_t *const at = data + (tile.row * pitch + tile.column) * size;
   const bool packed = reinterpret_cast<uint64_t>(at) % 16 == 0 && pitch * size % 16 == 0;
-  return {at, pitch, rows - tile.row, columns - tile.column, alpha, beta, size != sizeof(float), add, packed, nullptr, 0};
+  return {at, pitch, rows - tile.row, columns - tile.column, alpha, beta, size != sizeof(float), add, packed, {}};
 }
 
 // C_g[M_g, N] = A_g[M_g, K] * B_g, B_g [N, K] or, across, [K, N].
@@ -24,6 +24,8 @@ template <class MathOfProblem, bool ACROSS> struct Linear {
   using T = typename Math::Element;
   static constexpr bool A_ACROSS = false;
   static constexpr bool B_ACROSS = ACROSS;
+  static constexpr bool A_GATHERS = true;
+  static constexpr bool B_GATHERS = false;
   static constexpr int BOXES = 1;
   static constexpr int SIZE = sizeof(T);
 
@@ -36,7 +38,7 @@ template <class MathOfProblem, bool ACROSS> struct Linear {
   __device__ int64_t depth(const Tile &) const { return p.k; }
 
   __device__ int64_t tiles(const Span &span) const {
-    if (span.rows == 0 || group_data(p.b, span.group, SIZE) == nullptr) return 0;
+    if (span.rows == 0 || group_data<T>(p.b, span.group) == nullptr) return 0;
     return blocks(span.rows, ROWS) * blocks(p.n, COLUMNS);
   }
 
@@ -51,19 +53,22 @@ template <class MathOfProblem, bool ACROSS> struct Linear {
   }
 
   __device__ Lines b(const Tile &tile) const {
-    const uint8_t *const weight = group_data(p.b, tile.group, SIZE);
+    const uint8_t *const weight = reinterpret_cast<const uint8_t *>(group_data<T>(p.b, tile.group));
     const int64_t columns = p.n - tile.column;
     if (ACROSS) return {weight + tile.column * SIZE, nullptr, p.b.pitch * SIZE, 0, p.k, columns * SIZE};
     return {weight, nullptr, p.b.pitch * SIZE, tile.column, columns, 0};
   }
 
-  __device__ Store<T> epilogue(const Tile &tile) const {
+  __device__ Store<T> epilogue(const Tile &tile, int column) const {
     const int size = p.c.dtype == MOE_DTYPE_FP32 ? 4 : 2;
     uint8_t *const rows = p.c.data + tile.begin * p.c.pitch * size;
     Store<T> out = store<T>(rows, p.c.dtype, p.c.pitch, tile.rows, p.n, tile, p.alpha, p.beta, adds(p.mode));
     if (p.bias.data != nullptr) {
-      out.bias_dtype = p.bias.dtype;
-      out.bias = p.bias.data + (tile.group * p.bias.pitch + tile.column) * (p.bias.dtype == MOE_DTYPE_FP32 ? 4 : 2);
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const int64_t n = tile.column + column + i / 8 * 32 + i % 8;
+        if (n < p.n) out.bias[i / 8][i % 8] = load_float(p.bias, tile.group * p.bias.pitch + n);
+      }
     }
     return out;
   }
@@ -75,6 +80,8 @@ template <class MathOfProblem> struct Wgrad {
   using T = typename Math::Element;
   static constexpr bool A_ACROSS = true;
   static constexpr bool B_ACROSS = true;
+  static constexpr bool A_GATHERS = true;
+  static constexpr bool B_GATHERS = true;
   static constexpr int BOXES = 1;
   static constexpr int SIZE = sizeof(T);
 
@@ -87,7 +94,7 @@ template <class MathOfProblem> struct Wgrad {
   __device__ int64_t depth(const Tile &tile) const { return tile.rows; }
 
   __device__ int64_t tiles(const Span &span) const {
-    if (group_data(p.out, span.group, 1) == nullptr) return 0;
+    if (out(span.group) == nullptr) return 0;
     // What is kept as it is needs no work.
     if (span.rows == 0 && p.beta == 1.0f && adds(p.mode)) return 0;
     return blocks(p.rows, ROWS) * blocks(p.columns, COLUMNS);
@@ -102,12 +109,16 @@ template <class MathOfProblem> struct Wgrad {
   __device__ Lines a(const Tile &tile) const { return lines(p.left, tile, tile.row, p.rows); }
   __device__ Lines b(const Tile &tile) const { return lines(p.right, tile, tile.column, p.columns); }
 
-  __device__ Store<T> epilogue(const Tile &tile) const {
-    uint8_t *const data = group_data(p.out, tile.group, p.out.dtype == MOE_DTYPE_FP32 ? 4 : 2);
-    return store<T>(data, p.out.dtype, p.out.pitch, p.rows, p.columns, tile, p.alpha, p.beta, adds(p.mode));
+  __device__ Store<T> epilogue(const Tile &tile, int) const {
+    return store<T>(out(tile.group), p.out.dtype, p.out.pitch, p.rows, p.columns, tile, p.alpha, p.beta, adds(p.mode));
   }
 
 private:
+  __device__ uint8_t *out(int64_t g) const {
+    return p.out.dtype == MOE_DTYPE_FP32 ? reinterpret_cast<uint8_t *>(group_data<float>(p.out, g))
+                                         : reinterpret_cast<uint8_t *>(group_data<T>(p.out, g));
+  }
+
   __device__ Lines lines(const Matrix &matrix, const Tile &tile, int64_t column, int64_t columns) const {
     return {matrix.data + column * SIZE, nullptr, matrix.pitch * SIZE, tile.begin, tile.rows, (columns - column) * SIZE};
   }
