@@ -176,7 +176,7 @@ template <class Problem> __device__ inline void run(const Problem &problem) {
   __shared__ Queue queue;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
-    queue.scan = GroupScan();
+    queue.scan = {};
     queue.next = blockIdx.x;
     if (Problem::A_GATHERS) queue.a_rows = true_count(problem.a_gather()->rows, problem.report());
     if (Problem::B_GATHERS) queue.b_rows = true_count(problem.b_gather()->rows, problem.report());

@@ -34,14 +34,14 @@ __device__ inline int64_t max_to_lane(int64_t value) {
   return value;
 }
 
-// Walks a warp through the groups, 32 at a time. Work items are numbered through, group after group.
+// Walks a warp through the groups, 32 at a time. Work items are numbered through, group after group. Begins as zeros.
 struct GroupScan {
   // The first of the 32.
-  int64_t group = 0;
+  int64_t group;
   // Where the groups before it end.
-  int64_t end = 0;
+  int64_t end;
   // Items of the groups before it.
-  int64_t items = 0;
+  int64_t items;
 
   // The group of `item`, and the item's number in it; false behind the last. `items_of(span)` says how many a group
   // has. All lanes of a warp call together; items ascend from call to call.

@@ -1,6 +1,6 @@
 //! Grouped GEMM on CUDA: forward, dgrad, wgrad and the gradient of the bias.
 
-use super::{Device, Launch, Launcher};
+use super::{Launch, Launcher};
 use crate::abi::types::*;
 use crate::check::OutputMode;
 use crate::dtype::Dtype;
@@ -46,4 +46,133 @@ pub struct WgradParams {
     pub alpha: f32,
     pub beta: f32,
     pub report: *mut moe_device_report_t,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct BiasGradParams {
+    pub groups: Groups,
+    pub dc: Matrix,
+    /// Index data is NULL where rows are taken as they are.
+    pub gather: Gather,
+    pub weights: RowWeights,
+    pub dbias: Matrix,
+    pub mode: OutputMode,
+    pub n: i64,
+    pub beta: f32,
+    pub report: *mut moe_device_report_t,
+}
+
+/// Rows and columns of a tile, threads of a block, bytes of its shared memory: as kernels/gemm_fragments.cuh says.
+pub const TILE_ROWS: i64 = 128;
+pub const TILE_COLUMNS: i64 = 256;
+pub const THREADS: u32 = 256;
+pub const SHARED: u32 = 4 * (128 + 256) * 64;
+/// Columns that a block of the bias' gradient sums at a time.
+const STRIP: i64 = 64;
+
+/// What kernels are called, by how operands are multiplied.
+struct Names {
+    out_in: &'static str,
+    in_out: &'static str,
+    wgrad: &'static str,
+}
+
+macro_rules! names {
+    ($math:literal) => {
+        Names {
+            out_in: concat!("grouped_gemm_out_in_", $math),
+            in_out: concat!("grouped_gemm_in_out_", $math),
+            wgrad: concat!("grouped_gemm_wgrad_", $math),
+        }
+    };
+}
+
+/// FP64 was refused before.
+fn names(dtype: Dtype, tf32: bool) -> Names {
+    match dtype {
+        Dtype::Bf16 => names!("bf16"),
+        Dtype::Fp16 => names!("fp16"),
+        _ if tf32 => names!("tf32"),
+        _ => names!("fp32"),
+    }
+}
+
+pub fn linear(launcher: &Launcher, p: &Linear) -> Result<()> {
+    let names = names(p.a.dtype, p.tf32);
+    let kernel = if p.layout == WeightLayout::OutIn { names.out_in } else { names.in_out };
+    let params = LinearParams {
+        groups: p.groups,
+        a: p.a,
+        gather: p.gather.unwrap_or(Gather::ABSENT),
+        b: p.b,
+        bias: p.bias.unwrap_or(Matrix::ABSENT),
+        c: p.c,
+        mode: p.output.mode,
+        n: p.n,
+        k: p.k,
+        alpha: p.alpha as f32,
+        beta: p.output.beta as f32,
+        report: launcher.report,
+    };
+    launch_tiles(launcher, kernel, linear_tiles(&p.groups, p.n), &params)
+}
+
+pub fn wgrad(launcher: &Launcher, p: &Wgrad) -> Result<()> {
+    let gather = p.gather.unwrap_or(Gather::ABSENT);
+    let out_in = p.layout == WeightLayout::OutIn;
+    let (rows, columns) = p.layout.shape(p.n, p.k);
+    let params = WgradParams {
+        groups: p.groups,
+        left: if out_in { p.dc } else { p.a },
+        right: if out_in { p.a } else { p.dc },
+        left_gather: if out_in { Gather::ABSENT } else { gather },
+        right_gather: if out_in { gather } else { Gather::ABSENT },
+        out: p.db,
+        mode: p.output.mode,
+        rows,
+        columns,
+        alpha: p.alpha as f32,
+        beta: p.output.beta as f32,
+        report: launcher.report,
+    };
+    let tiles = p.groups.count * blocks(rows, TILE_ROWS) * blocks(columns, TILE_COLUMNS);
+    launch_tiles(launcher, names(p.dc.dtype, p.tf32).wgrad, tiles, &params)
+}
+
+pub fn bias_grad(launcher: &Launcher, p: &BiasGrad) -> Result<()> {
+    let params = BiasGradParams {
+        groups: p.groups,
+        dc: p.dc,
+        gather: p.gather.unwrap_or(Gather::ABSENT),
+        weights: p.weights,
+        dbias: p.dbias,
+        mode: p.output.mode,
+        n: p.n,
+        beta: p.output.beta as f32,
+        report: launcher.report,
+    };
+    let strips = p.groups.count * blocks(p.n, STRIP);
+    let grid = strips.min(8 * i64::from(launcher.device.multiprocessors)) as u32;
+    launcher.launch(
+        &Launch { kernel: "grouped_gemm_bias_grad", grid: [grid, 1, 1], block: 256, ..Default::default() },
+        &params,
+    )
+}
+
+/// The most tiles that rows through weights of `n` outputs can make: each group may end within one.
+pub fn linear_tiles(groups: &Groups, n: i64) -> i64 {
+    (groups.rows_max / TILE_ROWS + groups.count.min(groups.rows_max)) * blocks(n, TILE_COLUMNS)
+}
+
+/// Launches a kernel of kernels/gemm_portable.cuh: as many blocks as run at once, if there are so many tiles.
+pub fn launch_tiles<P: Copy>(launcher: &Launcher, kernel: &'static str, tiles: i64, params: &P) -> Result<()> {
+    let resident = launcher.device.max_blocks(kernel, THREADS, SHARED)?;
+    let grid = tiles.min(resident.into()) as u32;
+    launcher
+        .launch(&Launch { kernel, grid: [grid, 1, 1], block: THREADS, shared: SHARED, ..Default::default() }, params)
+}
+
+fn blocks(length: i64, size: i64) -> i64 {
+    (length + size - 1) / size
 }

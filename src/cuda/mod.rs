@@ -7,8 +7,8 @@ mod device;
 pub mod dispatch;
 mod driver;
 mod fatbins;
-mod launch;
 pub mod grouped_gemm;
+mod launch;
 pub mod pointers;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,8 @@ use crate::abi::types::*;
 use crate::check::{MAX_EXPERTS, OutputMode, coefficient, mode, output_mode, range, rows, width};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::dtype::{Dtype, FLOATS};
 use crate::error::{Error, Result};
 use crate::groups::{Gather, Groups, RowWeights, groups, optional_gather};
@@ -94,6 +96,9 @@ pub struct BiasGrad {
     pub output: Output,
 }
 
+/// Steps along the rows, at least 16 each, are counted in 32 bits.
+const CUDA_MAX_ROWS: i64 = 1 << 35;
+
 /// The checked description.
 struct Shape {
     dtype: Dtype,
@@ -123,8 +128,13 @@ fn shape(ctx: &moe_context_t, desc: &moe_grouped_gemm_desc_t) -> Result<Shape> {
         alpha: coefficient("desc.alpha", desc.alpha, 1.0)?,
         beta: coefficient("desc.beta", desc.beta, 1.0)?,
     };
-    if dtype == Dtype::Fp64 && !matches!(ctx.backend, Backend::Cpu) {
-        return Err(Error::unsupported("grouped GEMM in FP64 runs on the CPU alone"));
+    if !matches!(ctx.backend, Backend::Cpu) {
+        if dtype == Dtype::Fp64 {
+            return Err(Error::unsupported("grouped GEMM in FP64 runs on the CPU alone"));
+        }
+        if shape.rows_max > CUDA_MAX_ROWS {
+            return Err(Error::unsupported(format!("grouped GEMM of more than {CUDA_MAX_ROWS} rows on CUDA")));
+        }
     }
     Ok(shape)
 }
@@ -157,9 +167,8 @@ pub fn grouped_gemm_fwd(
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| cpu::grouped_gemm::linear(&problem, &report)),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => {
-            let _ = call;
-            Err(Error::unsupported("grouped GEMM on CUDA is not built yet"))
+        Backend::Cuda(device) => {
+            device.run(args.report, call.stream, |launcher| cuda::grouped_gemm::linear(launcher, &problem))
         }
     }
 }
@@ -235,10 +244,11 @@ pub fn grouped_gemm_bwd(
             bias_grad.map_or(Ok(()), |p| cpu::grouped_gemm::bias_grad(&p, &report))
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => {
-            let _ = call;
-            Err(Error::unsupported("grouped GEMM on CUDA is not built yet"))
-        }
+        Backend::Cuda(device) => device.run(args.report, call.stream, |launcher| {
+            dgrad.map_or(Ok(()), |p| cuda::grouped_gemm::linear(launcher, &p))?;
+            wgrad.map_or(Ok(()), |p| cuda::grouped_gemm::wgrad(launcher, &p))?;
+            bias_grad.map_or(Ok(()), |p| cuda::grouped_gemm::bias_grad(launcher, &p))
+        }),
     }
 }
 
