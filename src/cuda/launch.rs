@@ -44,8 +44,9 @@ pub struct Launcher<'a> {
 impl Device {
     /// Runs one operation: `enqueue` puts all of its work on `stream`.
     ///
-    /// The context is pushed once. Under MOE_CHECK=1 the stream is synchronised afterwards, unless it is capturing, and
-    /// a fault that a kernel recorded becomes the status. Kernels report to `launcher.report`, never to the caller's.
+    /// The context is pushed once, so calls do not nest: what several operations share takes the launcher. Under
+    /// MOE_CHECK=1 the stream is synchronised afterwards, unless it is capturing, and a fault that a kernel recorded
+    /// becomes the status. Kernels report to `launcher.report`, never to the caller's.
     ///
     /// ```ignore
     /// // src/cuda/scale.rs; kernels/scale.cu: extern "C" __global__ void scale(ScaleParams p)
