@@ -33,7 +33,7 @@ __device__ inline float2 sum_rows(const BiasGradParams &p, const Span &span, int
   return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) grouped_gemm_bias_grad(const __grid_constant__ BiasGradParams p) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 4) grouped_gemm_bias_grad(const __grid_constant__ BiasGradParams p) {
   __shared__ float2 parts[WARPS][STRIP / 2];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t strips = (p.n + STRIP - 1) / STRIP;
