@@ -58,7 +58,8 @@ struct Maps {
     const int64_t begin = load_index(at.slot_offsets, token), end = load_index(at.slot_offsets, token + 1);
     const int64_t last = tokens * k, limit = min(last, clamped(begin, 0, last) + k);
     if (begin < 0 || begin > last || end < begin || end > limit) {
-      if (threadIdx.x == 0) record_fault(at.report, MOE_FAULT_SLOT_INDEX, token, begin < 0 || begin > last ? begin : end);
+      const int64_t bad = begin < 0 || begin > last ? begin : end;
+      if (threadIdx.x == 0) record_fault(at.report, MOE_FAULT_SLOT_INDEX, token, bad);
     }
     count = begin < 0 || begin > last ? 0 : static_cast<int>(clamped(end, begin, limit) - begin);
     return begin;
@@ -90,8 +91,8 @@ struct Maps {
 // Accesses of independent rows that a thread has under way.
 constexpr int BATCH = 4;
 
-// Lane i of each warp knows `source` and `target` of the i-th of `count` rows, the same in all warps of the block; lanes
-// behind have the target -1. Copies rows of `columns` chunks: zeros from the source -1, nothing to the target -1.
+// Lane i of each warp knows `source` and `target` of the i-th of `count` rows, the same in all warps of the block;
+// lanes behind have the target -1. Copies rows of `columns` chunks: zeros from the source -1, nothing to the target -1.
 template <class Chunk>
 __device__ inline void copy_rows(const Matrix &x, const Matrix &y, int64_t columns, int64_t source, int64_t target,
                                  int count) {

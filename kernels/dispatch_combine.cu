@@ -4,7 +4,7 @@
 
 #include "dispatch.cuh"
 
-// N consecutive elements, 1 or 16 bytes of them or twice as many. Two of 16 bits stay in one register until they are used.
+// N consecutive elements, 1 or 16 bytes of them or twice as many. Two of 16 bits share a register until they are used.
 template <class T, int N> struct Elements {
   static constexpr int words = N == 1 ? 1 : N * sizeof(T) / 4;
   uint32_t bits[words];
@@ -68,7 +68,7 @@ template <int N, class T> __device__ inline void store_sums(T *y, float (&sums)[
   store<N>(y, sums);
 }
 
-// Lane i of each warp knows the row and the weight of the i-th of `count` slots; the row is null where it is not here.
+// Lane i of each warp knows the row and the weight of the i-th of `count` slots; the row is null if that is not here.
 template <int N, class T>
 __device__ inline void add_rows(const T *row, float weight, int count, uint32_t column, float (&sums)[N]) {
 #pragma unroll 1
@@ -91,7 +91,8 @@ __device__ inline void add_rows(const T *row, float weight, int count, uint32_t 
   }
 }
 
-template <class T, int N> __device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, int64_t token, bool add) {
+template <class T, int N>
+__device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, int64_t token, bool add) {
   int count;
   const int64_t begin = maps.slots(token, count);
   const uint32_t hidden = static_cast<uint32_t>(p.hidden);
@@ -178,7 +179,7 @@ struct Jobs {
 
 // drows = weight * dy; returns <dy, rows> of the lane's job, in the first warp. ONE_TOKEN: all jobs are of one token.
 template <class T, int N, bool ONE_TOKEN> __device__ inline float spread(const CombineBwdParams &p, const Jobs &jobs) {
-  __shared__ float partial[16][32];
+  __shared__ float partial[COMBINE_BWD_THREADS / 32][32];
   const bool dots = p.rows.data != nullptr;
   const uint32_t hidden = static_cast<uint32_t>(p.hidden);
   constexpr int TOKENS = ONE_TOKEN ? 1 : BATCH;
@@ -302,10 +303,22 @@ template <class T> __device__ inline void combine_bwd(const CombineBwdParams &p)
 }
 
 extern "C" {
-__global__ void __launch_bounds__(512, 2) combine_fwd_fp32(const __grid_constant__ CombineFwdParams p) { combine_fwd<float>(p); }
-__global__ void __launch_bounds__(512, 2) combine_fwd_fp16(const __grid_constant__ CombineFwdParams p) { combine_fwd<__half>(p); }
-__global__ void __launch_bounds__(512, 2) combine_fwd_bf16(const __grid_constant__ CombineFwdParams p) { combine_fwd<__nv_bfloat16>(p); }
-__global__ void __launch_bounds__(512, 1) combine_bwd_fp32(const __grid_constant__ CombineBwdParams p) { combine_bwd<float>(p); }
-__global__ void __launch_bounds__(512, 1) combine_bwd_fp16(const __grid_constant__ CombineBwdParams p) { combine_bwd<__half>(p); }
-__global__ void __launch_bounds__(512, 1) combine_bwd_bf16(const __grid_constant__ CombineBwdParams p) { combine_bwd<__nv_bfloat16>(p); }
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) combine_fwd_fp32(const __grid_constant__ CombineFwdParams p) {
+  combine_fwd<float>(p);
+}
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) combine_fwd_fp16(const __grid_constant__ CombineFwdParams p) {
+  combine_fwd<__half>(p);
+}
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) combine_fwd_bf16(const __grid_constant__ CombineFwdParams p) {
+  combine_fwd<__nv_bfloat16>(p);
+}
+__global__ void __launch_bounds__(COMBINE_BWD_THREADS, 3) combine_bwd_fp32(const __grid_constant__ CombineBwdParams p) {
+  combine_bwd<float>(p);
+}
+__global__ void __launch_bounds__(COMBINE_BWD_THREADS, 3) combine_bwd_fp16(const __grid_constant__ CombineBwdParams p) {
+  combine_bwd<__half>(p);
+}
+__global__ void __launch_bounds__(COMBINE_BWD_THREADS, 3) combine_bwd_bf16(const __grid_constant__ CombineBwdParams p) {
+  combine_bwd<__nv_bfloat16>(p);
+}
 }

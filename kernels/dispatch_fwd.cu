@@ -36,9 +36,19 @@ template <class Chunk> __device__ inline void dispatch_fwd(const DispatchFwdPara
 }
 
 extern "C" {
-__global__ void __launch_bounds__(512, 2) dispatch_fwd_1(const __grid_constant__ DispatchFwdParams p) { dispatch_fwd<uint8_t>(p); }
-__global__ void __launch_bounds__(512, 2) dispatch_fwd_2(const __grid_constant__ DispatchFwdParams p) { dispatch_fwd<uint16_t>(p); }
-__global__ void __launch_bounds__(512, 2) dispatch_fwd_4(const __grid_constant__ DispatchFwdParams p) { dispatch_fwd<uint32_t>(p); }
-__global__ void __launch_bounds__(512, 2) dispatch_fwd_8(const __grid_constant__ DispatchFwdParams p) { dispatch_fwd<uint2>(p); }
-__global__ void __launch_bounds__(512, 2) dispatch_fwd_16(const __grid_constant__ DispatchFwdParams p) { dispatch_fwd<uint4>(p); }
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) dispatch_fwd_1(const __grid_constant__ DispatchFwdParams p) {
+  dispatch_fwd<uint8_t>(p);
+}
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) dispatch_fwd_2(const __grid_constant__ DispatchFwdParams p) {
+  dispatch_fwd<uint16_t>(p);
+}
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) dispatch_fwd_4(const __grid_constant__ DispatchFwdParams p) {
+  dispatch_fwd<uint32_t>(p);
+}
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) dispatch_fwd_8(const __grid_constant__ DispatchFwdParams p) {
+  dispatch_fwd<uint2>(p);
+}
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) dispatch_fwd_16(const __grid_constant__ DispatchFwdParams p) {
+  dispatch_fwd<uint4>(p);
+}
 }

@@ -1,7 +1,7 @@
 // The plan: a stable counting sort of slots by group, in one cooperative launch.
 //
-// Each warp takes a run of tokens. It counts its slots in each group; blocks exchange their counts; then each warp knows
-// the first row of its slots in each group and walks over its tokens once more to place them.
+// Each warp takes a run of tokens. It counts its slots in each group; blocks exchange their counts; then each warp
+// knows the first row of its slots in each group and walks over its tokens once more to place them.
 
 #include <cooperative_groups.h>
 
@@ -132,12 +132,15 @@ __device__ inline void count(const DispatchPlanParams &p, uint32_t *histogram, i
 // Histograms become each warp's first place among the block's slots; the block's counts go out.
 __device__ inline void publish(const DispatchPlanParams &p, uint32_t *histogram) {
   for (int64_t column = threadIdx.x; column < p.columns; column += blockDim.x) {
-    uint32_t sum = 0;
-    for (int warp = 0; warp < blockDim.x / 32; ++warp) {
-      uint32_t &places = histogram[warp * p.columns + column];
-      const uint32_t own = places;
-      places = sum;
-      sum += own;
+    uint32_t own[DISPATCH_PLAN_WARPS], sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < DISPATCH_PLAN_WARPS; ++warp) {
+      own[warp] = warp < blockDim.x / 32 ? histogram[warp * p.columns + column] : 0;
+    }
+#pragma unroll
+    for (int warp = 0; warp < DISPATCH_PLAN_WARPS; ++warp) {
+      if (warp < blockDim.x / 32) histogram[warp * p.columns + column] = sum;
+      sum += own[warp];
     }
     p.counts[blockIdx.x * p.columns + column] = sum;
   }
@@ -149,7 +152,7 @@ __device__ inline void add_up(const DispatchPlanParams &p, const Tables &tables)
   for (uint32_t i = threadIdx.x; i < tables.adders * quads; i += blockDim.x) {
     const uint32_t adder = i / quads, quad = i % quads;
     int64_t before[4] = {}, all[4] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (uint32_t block = adder; block < gridDim.x; block += tables.adders) {
       const uint4 counts = __ldcg(reinterpret_cast<const uint4 *>(p.counts + block * p.columns) + quad);
       const uint32_t each[4] = {counts.x, counts.y, counts.z, counts.w};

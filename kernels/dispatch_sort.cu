@@ -73,9 +73,19 @@ template <class Chunk> __device__ inline void sort_chunks(const SortChunksParams
 }
 
 extern "C" {
-__global__ void __launch_bounds__(512, 2) sort_chunks_1(const __grid_constant__ SortChunksParams p) { sort_chunks<uint8_t>(p); }
-__global__ void __launch_bounds__(512, 2) sort_chunks_2(const __grid_constant__ SortChunksParams p) { sort_chunks<uint16_t>(p); }
-__global__ void __launch_bounds__(512, 2) sort_chunks_4(const __grid_constant__ SortChunksParams p) { sort_chunks<uint32_t>(p); }
-__global__ void __launch_bounds__(512, 2) sort_chunks_8(const __grid_constant__ SortChunksParams p) { sort_chunks<uint2>(p); }
-__global__ void __launch_bounds__(512, 2) sort_chunks_16(const __grid_constant__ SortChunksParams p) { sort_chunks<uint4>(p); }
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) sort_chunks_1(const __grid_constant__ SortChunksParams p) {
+  sort_chunks<uint8_t>(p);
+}
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) sort_chunks_2(const __grid_constant__ SortChunksParams p) {
+  sort_chunks<uint16_t>(p);
+}
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) sort_chunks_4(const __grid_constant__ SortChunksParams p) {
+  sort_chunks<uint32_t>(p);
+}
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) sort_chunks_8(const __grid_constant__ SortChunksParams p) {
+  sort_chunks<uint2>(p);
+}
+__global__ void __launch_bounds__(DISPATCH_THREADS, 2) sort_chunks_16(const __grid_constant__ SortChunksParams p) {
+  sort_chunks<uint4>(p);
+}
 }

@@ -7,7 +7,9 @@ import numpy as np
 from harness import array, host
 
 
-def plan_reference(experts_of_token, num_experts, top_k, *, group_of=None, alignment=1, rows_per_group=0, rows_max=None):
+def plan_reference(
+    experts_of_token, num_experts, top_k, *, group_of=None, alignment=1, rows_per_group=0, rows_max=None
+):
     """The maps for a list of experts for each token (in slot order; ids that are nowhere included).
 
     group_of: the local index of each expert, or -1; rows_max: rows that there is room for."""

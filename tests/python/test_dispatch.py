@@ -198,16 +198,45 @@ def test_bad_expert_map(ctx, rng, guarded):
         assert report_fields(status) == (libmoe.FAULT_MAP_ENTRY, 3, bad)
 
 
-def test_many_tokens(ctx, rng, guarded):
-    tokens, experts, top_k = 30000, 128, 8
-    ids = ROUTINGS["skewed"](rng, tokens, experts, top_k)
-    out = run_plan(ctx, guarded, {"num_tokens": tokens, "num_experts": experts, "top_k": top_k}, {"ids": array(ids)}, "int32")
-    # A stable sort of the slots by expert.
-    slot_of_row = np.argsort(ids.ravel(), kind="stable")
-    np.testing.assert_array_equal(host(out["slot_of_row"]), slot_of_row)
-    np.testing.assert_array_equal(host(out["token_of_row"]), slot_of_row // top_k)
-    np.testing.assert_array_equal(host(out["row_of_slot"])[slot_of_row], np.arange(tokens * top_k))
-    np.testing.assert_array_equal(host(out["group_sizes"]), np.bincount(ids.ravel(), minlength=experts))
+@pytest.mark.parametrize("kind", ["ids", "byte_mask", "bit_mask"])
+@pytest.mark.parametrize(
+    "tokens,experts,top_k", [(30000, 128, 8), (9000, 1024, 3), (20000, 8, 2), (3000, 3000, 2), (2500, 70000, 1)]
+)
+def test_many_slots(ctx, rng, guarded, kind, tokens, experts, top_k):
+    if kind != "ids" and tokens * experts > 10**7:
+        pytest.skip("too large a mask")
+    few = experts < 3000
+    ids = ROUTINGS["skewed"](rng, tokens, experts, top_k) if few else rng.integers(0, experts, (tokens, top_k))
+    ids.sort()
+    ids[:, 1:][ids[:, 1:] == ids[:, :-1]] = -1
+    mask = np.zeros((tokens, experts), np.uint8) if kind != "ids" else None
+    if kind != "ids":
+        mask[np.repeat(np.arange(tokens), top_k).reshape(ids.shape)[ids >= 0], ids[ids >= 0]] = 1
+    given = {"ids": ids, "byte_mask": mask, "bit_mask": None if mask is None else bit_mask(mask)}[kind]
+    desc = {"num_tokens": tokens, "num_experts": experts, "top_k": top_k, "alignment": int(rng.choice(ALIGNMENTS))}
+    out = run_plan(ctx, guarded, desc, {kind: array(given, "int32" if kind == "ids" else None)}, "int32")
+    # A stable sort of the slots by expert; the slots of a mask are the chosen ones alone.
+    slots, token = np.arange(tokens * top_k), np.repeat(np.arange(tokens), top_k)
+    expert = ids.ravel()
+    if kind != "ids":
+        token, expert = token[expert >= 0], expert[expert >= 0]
+        slots = np.arange(len(expert))
+    order = slots[expert >= 0][np.argsort(expert[expert >= 0], kind="stable")]
+    sizes = np.bincount(expert[order], minlength=experts)
+    offsets = np.concatenate([[0], np.cumsum(-(-sizes // desc["alignment"]) * desc["alignment"])])
+    np.testing.assert_array_equal(host(out["group_sizes"]), sizes)
+    np.testing.assert_array_equal(host(out["group_offsets"]), offsets)
+    row = np.arange(len(order)) + (offsets[:-1] - np.concatenate([[0], np.cumsum(sizes)[:-1]]))[expert[order]]
+    slot_of_row = np.full(offsets[-1], -1)
+    slot_of_row[row] = order
+    np.testing.assert_array_equal(prefix(out["slot_of_row"], offsets[-1]), slot_of_row)
+    token_of_row = np.where(slot_of_row < 0, -1, token[slot_of_row])
+    np.testing.assert_array_equal(prefix(out["token_of_row"], offsets[-1]), token_of_row)
+    row_of_slot = np.full(len(slots), -1)
+    row_of_slot[order] = row
+    np.testing.assert_array_equal(prefix(out["row_of_slot"], len(slots)), row_of_slot)
+    starts = np.searchsorted(token, np.arange(tokens + 1))
+    np.testing.assert_array_equal(host(out["slot_offsets"]), starts)
 
 
 def test_rows_max(ctx):
@@ -240,7 +269,8 @@ BAD = {
 def test_bad_descriptions(ctx, rng, guarded, field, value):
     good = {"num_tokens": 64, "num_experts": 8, "top_k": 2}
     args = {
-        "ids": array(np.zeros((64, 2), np.int32)), "group_offsets": guarded(9, "int64"), "row_of_slot": guarded(128, "int32")
+        "ids": array(np.zeros((64, 2), np.int32)), "group_offsets": guarded(9, "int64"),
+        "row_of_slot": guarded(128, "int32"),
     }
     with pytest.raises(libmoe.InvalidArgument, match=f"desc.{field} .*is {value};|desc.{field} is {value};"):
         ctx.run("dispatch_plan", good | {field: value}, args)
@@ -251,7 +281,8 @@ def test_bad_arguments(ctx, rng, guarded):
     desc = {"num_tokens": 64, "num_experts": 8, "top_k": 2}
     mask = array(np.zeros((64, 8), np.uint8))
     args = {
-        "ids": array(np.zeros((64, 2), np.int32)), "group_offsets": guarded(9, "int64"), "row_of_slot": guarded(128, "int32")
+        "ids": array(np.zeros((64, 2), np.int32)), "group_offsets": guarded(9, "int64"),
+        "row_of_slot": guarded(128, "int32"),
     }
 
     def refused(words, desc=desc, **changes):
@@ -267,6 +298,7 @@ def test_bad_arguments(ctx, rng, guarded):
     refused("args.ids.dtype is FP32; one of MOE_DTYPE_INT32, INT64", ids=array(np.zeros((64, 2)), "fp32"))
     refused("args.byte_mask.dtype is UINT32", ids=None, byte_mask=array(np.zeros((64, 8), np.uint32)))
     refused("args.token_of_row.dtype is INT64; INT32, as args.row_of_slot", token_of_row=empty(128, "int64"))
-    refused("desc.expert_begin is 1; 0: expert_map replaces it", {**desc, "expert_begin": 1}, expert_map=array(np.zeros(8), "int32"))
+    second = {**desc, "expert_begin": 1}
+    refused("desc.expert_begin is 1; 0: expert_map replaces it", second, expert_map=array(np.zeros(8), "int32"))
     many = {**desc, "num_tokens": 2**30, "top_k": 4}
     refused("args.row_of_slot.dtype is INT32; INT64 for 4294967296 slots or rows", many)

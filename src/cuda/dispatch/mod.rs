@@ -18,6 +18,9 @@ use crate::tensor::Matrix;
 
 /// Rows that a block takes at a time where rows, not tokens, are handed out.
 pub const DISPATCH_UNIT: i64 = 8;
+/// The most threads of a block that copies or sums rows, and of one of combine_bwd, which needs more registers.
+pub const DISPATCH_THREADS: i64 = 512;
+pub const COMBINE_BWD_THREADS: i64 = 256;
 /// The most warps of a block of dispatch_plan.
 pub const DISPATCH_PLAN_WARPS: i64 = 16;
 
@@ -210,11 +213,10 @@ pub struct SortChunksParams {
     pub report: *mut moe_device_report_t,
 }
 
-/// Threads of a block for rows of so many accesses: whole warps, each thread with as many accesses as the others.
-fn threads(accesses: i64) -> u32 {
-    let passes = (accesses + 511) / 512;
-    let threads = (accesses + passes - 1) / passes;
-    ((threads + 31) / 32 * 32) as u32
+/// Threads of a block for rows of so many accesses: whole warps, each thread with about as many accesses as the others.
+fn threads(accesses: i64, most: i64) -> u32 {
+    let accesses = accesses as u32;
+    accesses.div_ceil(accesses.div_ceil(most as u32)).next_multiple_of(32)
 }
 
 /// Whether rows of `columns` elements can be accessed 16 bytes at a time in all of the matrices that are there.

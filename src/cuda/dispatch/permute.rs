@@ -36,7 +36,7 @@ fn copy(
     let launch = Launch {
         kernel: instance_of_chunk(bytes, KERNELS),
         grid: [params.maps.blocks(), 1, 1],
-        block: threads(params.columns),
+        block: threads(params.columns, DISPATCH_THREADS),
         ..Default::default()
     };
     launcher.launch(&launch, &params)

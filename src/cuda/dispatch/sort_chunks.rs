@@ -40,7 +40,7 @@ pub fn sort_chunks(
         let copy = Launch {
             kernel: instance_of_chunk(bytes, COPY),
             grid: [units.min(i32::MAX.into()) as u32, 1, 1],
-            block: threads(params.columns),
+            block: threads(params.columns, DISPATCH_THREADS),
             ..Default::default()
         };
         launcher.launch(&copy, &params)
