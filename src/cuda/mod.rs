@@ -3,13 +3,16 @@
 //! An operation `X` fills one `#[repr(C)]` struct a kernel, declared in `src/cuda/X.rs`; the header test generates
 //! `kernels/params/X.h` from it, and `kernels/X.cu` takes it by value. See `Device::run` for an example.
 
+pub mod activation;
 mod device;
 pub mod dispatch;
 mod driver;
+// pub mod expert_mlp;
 mod fatbins;
 pub mod grouped_gemm;
 mod launch;
 pub mod pointers;
+mod rows;
 #[cfg(test)]
 mod tests;
 

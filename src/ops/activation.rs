@@ -5,6 +5,8 @@ use crate::abi::types::moe_tensor_t;
 use crate::check::{self, Count, MAX_WIDTH};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::dtype::{Dtype, FLOATS};
 use crate::error::{Error, Result};
 use crate::groups::{Groups, RowWeights};
@@ -163,7 +165,9 @@ pub fn activation_fwd(
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_activation_fwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            device.run(args.report, call.stream, |launcher| cuda::activation::forward(launcher, &problem))
+        }
     }
 }
 
@@ -204,7 +208,9 @@ pub fn activation_bwd(
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_activation_bwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            device.run(args.report, call.stream, |launcher| cuda::activation::backward(launcher, &problem))
+        }
     }
 }
 

@@ -98,9 +98,15 @@ def test_forward_and_backward(ctx, rng, guarded, name, order, dtype):
         check_case(ctx, rng, guarded, name, order, dtype)
 
 
-def check_case(ctx, rng, guarded, name, order, dtype):
-    rows, block = int(rng.integers(0, 70)), int(rng.choice([1, 2, 8, 32]))
-    ffn = block * int(rng.integers(1, 9))
+@pytest.mark.parametrize("name,order", [("SWIGLU", "UP_FIRST"), ("CLAMPED_SWIGLU", "GATE_INTERLEAVED"), ("RELU2", "GATE_FIRST")])
+def test_wide_rows(ctx, rng, guarded, name, order):
+    for dtype in dtypes():
+        check_case(ctx, rng, guarded, name, order, dtype, width=400)
+
+
+def check_case(ctx, rng, guarded, name, order, dtype, width=0):
+    rows, block = int(rng.integers(0, 70)), int(rng.choice([8] if width else [1, 2, 8, 32]))
+    ffn = block * (width + int(rng.integers(1, 9)))
     hidden = 2 * ffn if name in GATED else ffn
     pitch_h, pitch = hidden + int(rng.integers(0, 3)) * 8, ffn + int(rng.integers(0, 3)) * 8
     constants = {"limit": 1.5, "alpha": 1.2} if rng.random() < 0.5 else {}

@@ -1,0 +1,90 @@
+// The table of activations: a curve of the clamped gate, times the clamped and shifted up half (src/cpu/activation.rs
+// is the CPU's). Several elements at a time, so that the curve is chosen once for all of them.
+#pragma once
+
+#include "params/activation.h"
+
+template <int N> using Floats = float[N];
+
+// The curve's values and slopes. NaN stays NaN; the slope of a kink is that of the side below it.
+template <int N>
+__device__ inline void curve(const Formula &f, const Floats<N> &x, Floats<N> &value, Floats<N> &slope) {
+  switch (f.curve) {
+  case CURVE_SWISH:
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      const float ax = f.alpha * x[e];
+      const float s = __fdividef(1.0f, 1.0f + expf(-ax));
+      value[e] = x[e] * s;
+      slope[e] = s * (1.0f + ax * (1.0f - s));
+    }
+    break;
+  case CURVE_GELU_ERF:
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      const float cdf = 0.5f * (1.0f + erff(x[e] * 0.70710678f));
+      value[e] = x[e] * cdf;
+      slope[e] = cdf + x[e] * (0.39894228f * expf(-0.5f * x[e] * x[e]));
+    }
+    break;
+  case CURVE_GELU_TANH:
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      // tanh is +-1 to the last bit from 10 on, and x^2 would overflow.
+      const float c = fminf(fmaxf(x[e], -10.0f), 10.0f);
+      const float t = tanhf(0.79788456f * c * (1.0f + 0.044715f * c * c));
+      value[e] = 0.5f * x[e] * (1.0f + t);
+      slope[e] = 0.5f * (1.0f + t) + 0.5f * x[e] * (1.0f - t * t) * 0.79788456f * (1.0f + 0.134145f * c * c);
+    }
+    break;
+  case CURVE_RELU:
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      value[e] = x[e] <= 0.0f ? 0.0f : x[e];
+      slope[e] = x[e] <= 0.0f ? 0.0f : 1.0f;
+    }
+    break;
+  default:
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      value[e] = x[e] <= 0.0f ? 0.0f : x[e] * x[e];
+      slope[e] = x[e] <= 0.0f ? 0.0f : 2.0f * x[e];
+    }
+  }
+}
+
+// act(gate, up); without a gate, `gate` is all there is.
+template <int N>
+__device__ inline void activate(const Formula &f, const Floats<N> &gate, const Floats<N> &up, Floats<N> &act) {
+  Floats<N> x, slope;
+#pragma unroll
+  for (int e = 0; e < N; ++e) x[e] = gate[e] > f.limit ? f.limit : gate[e];
+  curve<N>(f, x, act, slope);
+  if (!f.gated) return;
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    act[e] *= (up[e] > f.limit ? f.limit : up[e] < -f.limit ? -f.limit : up[e]) + f.shift;
+  }
+}
+
+// The same with its derivatives, over gate and up: each is 0 where a clamp holds it, 1 of it on the boundary.
+template <int N>
+__device__ inline void activate_gradient(const Formula &f, Floats<N> &gate, Floats<N> &up, Floats<N> &act) {
+  Floats<N> x, slope;
+#pragma unroll
+  for (int e = 0; e < N; ++e) x[e] = gate[e] > f.limit ? f.limit : gate[e];
+  curve<N>(f, x, act, slope);
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    const bool gate_held = gate[e] > f.limit;
+    if (f.gated) {
+      const float value = act[e];
+      const float clamped = (up[e] > f.limit ? f.limit : up[e] < -f.limit ? -f.limit : up[e]) + f.shift;
+      act[e] = value * clamped;
+      gate[e] = gate_held ? 0.0f : slope[e] * clamped;
+      up[e] = up[e] > f.limit || up[e] < -f.limit ? 0.0f : value;
+    } else {
+      gate[e] = slope[e];
+    }
+  }
+}

@@ -1,0 +1,193 @@
+//! The expert MLP on CUDA: its steps, most of them other operations.
+
+use super::rows::{ROW_THREADS, row_grid, row_team};
+use super::{Launch, Launcher, activation, dispatch, grouped_gemm};
+use crate::abi::types::*;
+use crate::check::OutputMode;
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::groups::{Gather, Groups, RowWeights};
+use crate::ops::activation::{Backward, Forward};
+use crate::ops::dispatch::{CombineFwd, DispatchBwd};
+use crate::ops::expert_mlp::{PresentSizes, RowDots, ScaleRows, Steps, ZeroGaps};
+use crate::ops::grouped_gemm::{BiasGrad, Linear, Wgrad};
+use crate::tensor::Matrix;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ScaleRowsParams {
+    pub groups: Groups,
+    pub columns: i64,
+    pub from: Matrix,
+    /// Index data is NULL where rows are taken as they are.
+    pub gather: Gather,
+    pub row_weights: RowWeights,
+    pub to: Matrix,
+    pub mode: OutputMode,
+    /// Threads a row: 32 or ROW_THREADS.
+    pub team: i32,
+    /// Rows are read and written by 16 bytes.
+    pub packed: bool,
+    pub report: *mut moe_device_report_t,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RowDotsParams {
+    pub groups: Groups,
+    pub columns: i64,
+    pub a: Matrix,
+    /// Index data is NULL where rows are taken as they are.
+    pub gather: Gather,
+    pub b: Matrix,
+    pub dots: Matrix,
+    pub b_by_group: bool,
+    /// Rows are read by 16 bytes.
+    pub packed: bool,
+    /// Threads a row: 32 or ROW_THREADS.
+    pub team: i32,
+    pub report: *mut moe_device_report_t,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ZeroGapsParams {
+    pub groups: Groups,
+    pub data: *mut u8,
+    /// Bytes from one row to the next, and of a row.
+    pub pitch: i64,
+    pub bytes: i64,
+    pub mode: OutputMode,
+    pub report: *mut moe_device_report_t,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PresentSizesParams {
+    pub groups: Groups,
+    /// E pointers each; NULL for weights that are not given by pointers.
+    pub pointers: [*const *mut u8; 3],
+    pub sizes: *mut i64,
+}
+
+pub struct CudaSteps<'a> {
+    pub launcher: &'a Launcher<'a>,
+}
+
+impl Steps for CudaSteps<'_> {
+    fn linear(&self, step: &Linear) -> Result<()> {
+        grouped_gemm::linear(self.launcher, step)
+    }
+
+    fn wgrad(&self, step: &Wgrad) -> Result<()> {
+        grouped_gemm::wgrad(self.launcher, step)
+    }
+
+    fn bias_grad(&self, step: &BiasGrad) -> Result<()> {
+        grouped_gemm::bias_grad(self.launcher, step)
+    }
+
+    fn activate(&self, step: &Forward) -> Result<()> {
+        activation::forward(self.launcher, step)
+    }
+
+    fn activate_backward(&self, step: &Backward) -> Result<()> {
+        activation::backward(self.launcher, step)
+    }
+
+    fn combine(&self, step: &CombineFwd) -> Result<()> {
+        dispatch::combine_fwd(self.launcher, step)
+    }
+
+    fn slot_gradients(&self, step: &DispatchBwd) -> Result<()> {
+        dispatch::dispatch_bwd(self.launcher, step)
+    }
+
+    fn scale_rows(&self, p: &ScaleRows) -> Result<()> {
+        let team = row_team(p.columns);
+        let params = ScaleRowsParams {
+            groups: p.groups,
+            columns: p.columns,
+            from: p.from,
+            gather: p.gather.unwrap_or(Gather::ABSENT),
+            row_weights: p.weights,
+            to: p.to,
+            mode: p.mode,
+            team,
+            packed: packed(p.columns, &[p.from, p.to]),
+            report: self.launcher.report,
+        };
+        let kernels =
+            ["expert_mlp_scale_rows_fp32", "expert_mlp_scale_rows_fp16", "expert_mlp_scale_rows_bf16"];
+        self.launch_rows(kernels, p.from.dtype, p.groups.rows_max, team, &params)
+    }
+
+    fn row_dots(&self, p: &RowDots) -> Result<()> {
+        let team = row_team(p.columns);
+        let params = RowDotsParams {
+            groups: p.groups,
+            columns: p.columns,
+            a: p.a,
+            gather: p.gather.unwrap_or(Gather::ABSENT),
+            b: p.b,
+            dots: p.dots,
+            b_by_group: p.b_by_group,
+            packed: packed(p.columns, &[p.a, p.b]),
+            team,
+            report: self.launcher.report,
+        };
+        let kernels = ["expert_mlp_row_dots_fp32", "expert_mlp_row_dots_fp16", "expert_mlp_row_dots_bf16"];
+        self.launch_rows(kernels, p.a.dtype, p.groups.rows_max, team, &params)
+    }
+
+    fn zero_gaps(&self, p: &ZeroGaps) -> Result<()> {
+        let size = p.matrix.dtype.size();
+        let params = ZeroGapsParams {
+            groups: p.groups,
+            data: p.matrix.data,
+            pitch: p.matrix.pitch * size,
+            bytes: p.columns * size,
+            mode: p.mode,
+            report: self.launcher.report,
+        };
+        let grid = row_grid(self.launcher.device, p.groups.rows_max, 32);
+        let launch = Launch { kernel: "expert_mlp_zero_gaps", grid, block: ROW_THREADS, ..Default::default() };
+        self.launcher.launch(&launch, &params)
+    }
+
+    fn present_sizes(&self, p: &PresentSizes) -> Result<()> {
+        let pointers = p.weights.map(|weight| weight.map_or(std::ptr::null(), |weight| weight.pointers));
+        let params = PresentSizesParams { groups: p.groups, pointers, sizes: p.sizes };
+        let grid = [(p.groups.count as u32).div_ceil(ROW_THREADS), 1, 1];
+        let launch = Launch { kernel: "expert_mlp_present_sizes", grid, block: ROW_THREADS, ..Default::default() };
+        self.launcher.launch(&launch, &params)
+    }
+}
+
+impl CudaSteps<'_> {
+    /// One launch of the kernel for `dtype`, of fp32, fp16 and bf16.
+    fn launch_rows<P: Copy>(
+        &self,
+        kernels: [&'static str; 3],
+        dtype: Dtype,
+        rows: i64,
+        team: i32,
+        params: &P,
+    ) -> Result<()> {
+        let kernel = match dtype {
+            Dtype::Fp16 => kernels[1],
+            Dtype::Bf16 => kernels[2],
+            _ => kernels[0],
+        };
+        let grid = row_grid(self.launcher.device, rows, team);
+        self.launcher.launch(&Launch { kernel, grid, block: ROW_THREADS, ..Default::default() }, params)
+    }
+}
+
+/// Whether rows of `columns` can be taken 16 bytes at a time. Rows of fp32 beside narrower ones are not.
+fn packed(columns: i64, matrices: &[Matrix]) -> bool {
+    matrices.iter().all(|m| {
+        let pack = 16 / m.dtype.size();
+        m.data.addr() % 16 == 0 && m.pitch % pack == 0 && columns % pack == 0
+    })
+}
