@@ -103,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
     expert_mlp_zero_gaps(const __grid_constant__ ZeroGapsParams p) {
   if (adds(p.mode)) return;
   const Team team(32);
-  GroupScan scan;
+  GroupScan scan = {};
   const auto gap_of = [](const Span &s) { return s.end - s.begin - s.rows; };
   for (int64_t number = team.first;; number += team.teams) {
     Span span;

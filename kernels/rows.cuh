@@ -38,7 +38,7 @@ struct Team {
 struct RowWalk {
   const Groups &groups;
   moe_device_report_t *report;
-  GroupScan scan;
+  GroupScan scan = {};
   // The group of the last row.
   Span span = {0, 0, 0, 0};
   // Rows up to that group's end.

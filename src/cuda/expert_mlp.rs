@@ -117,8 +117,7 @@ impl Steps for CudaSteps<'_> {
             packed: packed(p.columns, &[p.from, p.to]),
             report: self.launcher.report,
         };
-        let kernels =
-            ["expert_mlp_scale_rows_fp32", "expert_mlp_scale_rows_fp16", "expert_mlp_scale_rows_bf16"];
+        let kernels = ["expert_mlp_scale_rows_fp32", "expert_mlp_scale_rows_fp16", "expert_mlp_scale_rows_bf16"];
         self.launch_rows(kernels, p.from.dtype, p.groups.rows_max, team, &params)
     }
 

@@ -7,7 +7,7 @@ pub mod activation;
 mod device;
 pub mod dispatch;
 mod driver;
-// pub mod expert_mlp;
+pub mod expert_mlp;
 mod fatbins;
 pub mod grouped_gemm;
 mod launch;

@@ -14,8 +14,10 @@ use crate::abi::types::{MOE_FAULT_TOKEN_INDEX, moe_device_report_t};
 use crate::check::{Count, OutputMode};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::groups::{Gather, Groups, RowWeights};
 use crate::ops::activation::Activation;
 use crate::ops::dispatch::{Maps, Weights};
@@ -147,7 +149,9 @@ fn start<O: Operation>(ctx: &moe_context_t, op: O, report: *mut moe_device_repor
         Backend::Cpu => ctx
             .with_report(report, |report| op.run(&scratch, &workspace, &cpu::expert_mlp::CpuSteps { report: &report })),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("the expert MLP is not built for CUDA yet")),
+        Backend::Cuda(device) => device.run(report, call.stream, |launcher| {
+            op.run(&scratch, &workspace, &cuda::expert_mlp::CudaSteps { launcher })
+        }),
     }
 }
 
