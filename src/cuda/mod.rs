@@ -12,6 +12,7 @@ mod fatbins;
 pub mod grouped_gemm;
 mod launch;
 pub mod pointers;
+pub mod router;
 mod rows;
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ LARGEST = float(np.finfo(np.float32).max)
 DTYPES = ("fp64", "fp32", "fp16", "bf16")
 PRESETS = {"DEFAULT": (0, 1, 100), "MEGATRON": (0, 0, 1000), "NEOX": (1, 0, 3)}
 # (T, E): one token, one expert, a few, more experts than tokens, odd numbers, several blocks.
-SIZES = [(1, 1), (1, 7), (9, 1), (5, 3), (64, 8), (33, 72), (257, 33), (1000, 8), (700, 64), (300, 130), (40, 1024)]
+SIZES = [(1, 1), (1, 7), (9, 1), (5, 3), (64, 8), (33, 72), (257, 33), (1000, 8), (700, 64), (300, 130), (40, 1024), (3000, 300)]
 
 
 def dtypes():
@@ -81,6 +81,12 @@ def sinkhorn(ctx, logits, dtype="fp32", probs_dtype="fp32", num_tokens=None, rep
     return out
 
 
+def check_count(out, count):
+    """All iterations, or fewer to where nothing changes any more in fp32."""
+    ours = int(host(out["iterations"])[0])
+    assert ours == count or (ours < count and host(out["error"]) == 0), f"{ours} iterations, not {count}"
+
+
 def check_logs(out, reference, slack=1e-5, what=""):
     """log d0 and log d1 to `slack`, plus fp32's rounding of large ones."""
     for name, expected in zip(("log_d0", "log_d1"), reference[1:3]):
@@ -100,8 +106,17 @@ def test_presets(ctx, rng, tokens, experts, preset, dtype):
     fields, loop = options(preset, max_iterations=int(rng.integers(1, 9)), tolerance=1e-30)
     out = sinkhorn(ctx, logits, dtype, **fields)
     probs, d0, d1, count, _ = textbook(logits, **loop)
-    assert host(out["iterations"]) == count
+    check_count(out, count)
     assert_close(out["probs"], probs, "fp32", f"P, {count} iterations", factor=3)
+    check_logs(out, (None, np.log(d0), np.log(d1)))
+
+
+def test_more_than_the_chip_holds(ctx, rng):
+    logits = rounded(3 * rng.standard_normal((12000, 1024), np.float32), "bf16")
+    fields, loop = options(str(rng.choice(list(PRESETS))), max_iterations=2, tolerance=1e-30)
+    out = sinkhorn(ctx, logits, "bf16", **fields)
+    probs, d0, d1, *_ = textbook(logits, **loop)
+    assert_close(out["probs"], probs, "fp32", factor=3)
     check_logs(out, (None, np.log(d0), np.log(d1)))
 
 
@@ -129,7 +144,7 @@ def test_start_and_stop_replace_the_presets(ctx, rng, start, stop):
     fields, loop = options(preset, start, stop, 5, 1e-30)
     out = sinkhorn(ctx, logits, **fields)
     *reference, count, error = textbook(logits, **loop)
-    assert host(out["iterations"]) == count == 5
+    check_count(out, count)
     assert math.isclose(float(host(out["error"])[0]), error, rel_tol=1e-3, abs_tol=1e-5)
     assert_close(out["probs"], reference[0], "fp32", factor=3)
 
@@ -265,7 +280,8 @@ def test_steps_over_ranks_are_the_whole_batch(ctx, rng, preset, dtype):
     log_p, d0, d1, count, error = logarithmic(logits, **loop)
     for rank in ranks:
         check_logs({"log_d0": d0, "log_d1": rank["log_d1"]}, (None, d0, d1))
-        assert host(rank["iterations"]) == count and math.isclose(float(host(rank["error"])[0]), error, rel_tol=1e-3, abs_tol=1e-5)
+        check_count(rank, count)
+        assert math.isclose(float(host(rank["error"])[0]), error, rel_tol=1e-3, abs_tol=1e-5)
     log_d0 = np.concatenate([host(rank["log_d0"]) for rank in ranks])
     assert_close(np.exp(logits + log_d0[:, None] + host(ranks[0]["log_d1"])), np.exp(log_p), "fp32", factor=10)
 

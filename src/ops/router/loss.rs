@@ -5,9 +5,13 @@ use crate::abi::types::*;
 use crate::check::{self, Count, OutputMode};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::dtype::{Dtype, FLOATS, INDICES};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, matrix, optional_matrix};
+#[cfg(feature = "cuda")]
+use crate::workspace::Workspace;
 
 /// Which losses, and how they are normalised: a checked description.
 #[derive(Clone, Copy, Debug)]
@@ -200,7 +204,7 @@ pub fn router_loss_fwd(
     ctx: &moe_context_t,
     desc: &moe_router_loss_desc_t,
     args: &moe_router_loss_fwd_args_t,
-    _: Call,
+    call: Call,
 ) -> Result<()> {
     let losses = Losses::check(desc)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
@@ -221,23 +225,27 @@ pub fn router_loss_fwd(
         )?,
         outputs: LossOutputs::check(args.aux_counts, args.aux_loss, args.z_loss)?,
     };
+    ctx.serves("desc.logits_dtype", problem.logits.dtype)?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| cpu::router::loss_fwd(&problem, report)),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_router_loss_fwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, sums) = cuda::router::fwd_layout(device, &losses);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::router::loss_fwd(device, &problem, &sums, workspace, args.report, call.stream)
+        }
     }
 }
 
-pub fn router_loss_fwd_workspace(_: &moe_context_t, desc: &moe_router_loss_desc_t) -> Result<u64> {
-    Losses::check(desc)?;
-    Ok(0)
+pub fn router_loss_fwd_workspace(ctx: &moe_context_t, desc: &moe_router_loss_desc_t) -> Result<u64> {
+    fwd_workspace(ctx, &Losses::check(desc)?)
 }
 
 pub fn router_loss_bwd(
     ctx: &moe_context_t,
     desc: &moe_router_loss_desc_t,
     args: &moe_router_loss_bwd_args_t,
-    _: Call,
+    call: Call,
 ) -> Result<()> {
     let losses = Losses::check(desc)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
@@ -262,14 +270,37 @@ pub fn router_loss_bwd(
         )?,
         grads: LossGrads::check(&losses, args.aux_counts, args.aux_loss_grad, args.z_loss_grad)?,
     };
+    ctx.serves("desc.logits_dtype", problem.logits.dtype)?;
+    ctx.serves("args.dlogits", problem.dlogits.dtype)?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| cpu::router::loss_bwd(&problem, report)),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_router_loss_bwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, lengths) = cuda::router::bwd_layout(&losses);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::router::loss_bwd(device, &problem, &lengths, workspace, args.report, call.stream)
+        }
     }
 }
 
-pub fn router_loss_bwd_workspace(_: &moe_context_t, desc: &moe_router_loss_desc_t) -> Result<u64> {
-    Losses::check(desc)?;
-    Ok(0)
+pub fn router_loss_bwd_workspace(ctx: &moe_context_t, desc: &moe_router_loss_desc_t) -> Result<u64> {
+    bwd_workspace(ctx, &Losses::check(desc)?)
+}
+
+/// Of any forward that has losses.
+pub fn fwd_workspace(ctx: &moe_context_t, _losses: &Losses) -> Result<u64> {
+    match &ctx.backend {
+        Backend::Cpu => Ok(0),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(device) => Ok(cuda::router::fwd_layout(device, _losses).0.bytes()),
+    }
+}
+
+/// Of any backward that has losses.
+pub fn bwd_workspace(ctx: &moe_context_t, _losses: &Losses) -> Result<u64> {
+    match &ctx.backend {
+        Backend::Cpu => Ok(0),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(_) => Ok(cuda::router::bwd_layout(_losses).0.bytes()),
+    }
 }

@@ -4,10 +4,13 @@ use crate::abi::router::*;
 use crate::check::{self, Count};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::dtype::{Dtype, FLOATS};
 use crate::error::{Error, Result};
 use crate::tensor::{self, Matrix};
-use crate::workspace::{Layout, Workspace};
+#[cfg(feature = "cuda")]
+use crate::workspace::Workspace;
 
 use super::loss::MAX_EXPERTS;
 
@@ -134,19 +137,27 @@ pub fn sinkhorn(ctx: &moe_context_t, desc: &moe_sinkhorn_desc_t, args: &moe_sink
     if let Some(probs) = problem.probs {
         ctx.serves("args.probs", probs.dtype)?;
     }
-    Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
             cpu::router::sinkhorn::run(&problem, &report);
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_sinkhorn is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, messages) = cuda::router::sinkhorn::run_layout(device, desc.bound, desc.experts);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::router::sinkhorn::run(device, &problem, args.report, (workspace, messages), call.stream)
+        }
     }
 }
 
 pub fn sinkhorn_workspace(ctx: &moe_context_t, desc: &moe_sinkhorn_desc_t) -> Result<u64> {
-    describe(ctx, desc).map(|_| 0)
+    let desc = describe(ctx, desc)?;
+    match &ctx.backend {
+        Backend::Cpu => Ok(0),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(device) => Ok(cuda::router::sinkhorn::run_layout(device, desc.bound, desc.experts).0.bytes()),
+    }
 }
 
 pub fn sinkhorn_step(
@@ -170,17 +181,25 @@ pub fn sinkhorn_step(
         error: check::aligned("args.error", args.error)?.cast_mut(),
         tokens: check::count("args.num_tokens", &args.num_tokens, desc.bound)?,
     };
-    Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
             cpu::router::sinkhorn::step(&problem, &report);
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_sinkhorn_step is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, partials) = cuda::router::sinkhorn::step_layout(device, desc.bound, desc.experts);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::router::sinkhorn::step(device, &problem, args.report, (workspace, partials), call.stream)
+        }
     }
 }
 
 pub fn sinkhorn_step_workspace(ctx: &moe_context_t, desc: &moe_sinkhorn_desc_t) -> Result<u64> {
-    describe(ctx, desc).map(|_| 0)
+    let desc = describe(ctx, desc)?;
+    match &ctx.backend {
+        Backend::Cpu => Ok(0),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(device) => Ok(cuda::router::sinkhorn::step_layout(device, desc.bound, desc.experts).0.bytes()),
+    }
 }

@@ -4,12 +4,16 @@ use crate::abi::router::*;
 use crate::check::{self, Count, OutputMode};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::dtype::{Dtype, FLOATS, INDICES};
 use crate::error::{Error, Result};
 use crate::philox::{self, Source};
 use crate::tensor::{Matrix, matrix, optional_matrix};
+#[cfg(feature = "cuda")]
+use crate::workspace::Workspace;
 
-use super::loss::{LossGrads, LossInputs, LossOutputs, Losses};
+use super::loss::{LossGrads, LossInputs, LossOutputs, Losses, bwd_workspace, fwd_workspace};
 
 /// How the chosen experts' logits become weights.
 #[derive(Clone, Copy, Debug)]
@@ -175,7 +179,12 @@ fn loss_desc(desc: &moe_router_desc_t) -> moe_router_loss_desc_t {
     }
 }
 
-pub fn router_fwd(ctx: &moe_context_t, desc: &moe_router_desc_t, args: &moe_router_fwd_args_t, _: Call) -> Result<()> {
+pub fn router_fwd(
+    ctx: &moe_context_t,
+    desc: &moe_router_desc_t,
+    args: &moe_router_fwd_args_t,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] call: Call,
+) -> Result<()> {
     let router = Router::check(desc)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
     let losses = &router.losses;
@@ -209,19 +218,31 @@ pub fn router_fwd(ctx: &moe_context_t, desc: &moe_router_desc_t, args: &moe_rout
         outputs: LossOutputs::check(args.aux_counts, args.aux_loss, args.z_loss)?,
         random: philox::source("args.random", &args.random)?,
     };
+    ctx.serves("desc.logits_dtype", problem.logits.dtype)?;
+    for (argument, output) in [("args.weights", &problem.weights), ("args.weights_dense", &problem.dense)] {
+        output.map_or(Ok(()), |matrix| ctx.serves(argument, matrix.dtype))?;
+    }
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| cpu::router::fwd(&problem, report)),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_router_fwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, sums) = cuda::router::fwd_layout(device, losses);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::router::fwd(device, &problem, &sums, workspace, args.report, call.stream)
+        }
     }
 }
 
-pub fn router_fwd_workspace(_: &moe_context_t, desc: &moe_router_desc_t) -> Result<u64> {
-    Router::check(desc)?;
-    Ok(0)
+pub fn router_fwd_workspace(ctx: &moe_context_t, desc: &moe_router_desc_t) -> Result<u64> {
+    fwd_workspace(ctx, &Router::check(desc)?.losses)
 }
 
-pub fn router_bwd(ctx: &moe_context_t, desc: &moe_router_desc_t, args: &moe_router_bwd_args_t, _: Call) -> Result<()> {
+pub fn router_bwd(
+    ctx: &moe_context_t,
+    desc: &moe_router_desc_t,
+    args: &moe_router_bwd_args_t,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] call: Call,
+) -> Result<()> {
     let router = Router::check(desc)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
     let losses = &router.losses;
@@ -265,14 +286,22 @@ pub fn router_bwd(ctx: &moe_context_t, desc: &moe_router_desc_t, args: &moe_rout
         )?,
         grads: LossGrads::check(losses, args.aux_counts, args.aux_loss_grad, args.z_loss_grad)?,
     };
+    ctx.serves("desc.logits_dtype", problem.logits.dtype)?;
+    ctx.serves("args.dlogits", problem.dlogits.dtype)?;
+    for (argument, grad) in [("args.dweights", &problem.dweights), ("args.dweights_dense", &problem.ddense)] {
+        grad.map_or(Ok(()), |matrix| ctx.serves(argument, matrix.dtype))?;
+    }
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| cpu::router::bwd(&problem, report)),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_router_bwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, lengths) = cuda::router::bwd_layout(losses);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::router::bwd(device, &problem, &lengths, workspace, args.report, call.stream)
+        }
     }
 }
 
-pub fn router_bwd_workspace(_: &moe_context_t, desc: &moe_router_desc_t) -> Result<u64> {
-    Router::check(desc)?;
-    Ok(0)
+pub fn router_bwd_workspace(ctx: &moe_context_t, desc: &moe_router_desc_t) -> Result<u64> {
+    bwd_workspace(ctx, &Router::check(desc)?.losses)
 }

@@ -1,0 +1,69 @@
+// Generated from the Rust sources: do not edit.
+
+#ifndef MOE_PARAMS_SINKHORN_H
+#define MOE_PARAMS_SINKHORN_H
+
+#include "types.h"
+
+/// The logits, and the lanes that share a row of them.
+struct SinkhornRows {
+  Matrix logits;
+  Count tokens;
+  int32_t experts;
+  /// Lanes that share a row: a power of two up to 32.
+  int32_t lanes;
+  /// Rows can be read by four elements at a time.
+  bool quads;
+};
+
+/// Of the kernels sinkhorn_<columns a lane>.
+struct SinkhornParams {
+  SinkhornRows rows;
+  /// Data is NULL where it is not wanted.
+  Matrix probs;
+  bool probs_quads;
+  bool column_sums;
+  bool relative;
+  /// Blocks join columns for each other.
+  bool two_level;
+  /// Rows of a block that stay in shared memory, a multiple of those that it handles at once.
+  int32_t resident;
+  /// Floats from one such row to the next.
+  int32_t pitch;
+  int32_t max_iterations;
+  float tolerance;
+  /// Two parities of a message a column for each block and one from its owner.
+  uint64_t *messages;
+  /// The rest may be NULL: not wanted.
+  float *log_d0;
+  float *log_d1;
+  int32_t *iterations;
+  float *error;
+  moe_device_report_t *report;
+};
+
+/// Of the kernels sinkhorn_step_*.
+struct SinkhornStepParams {
+  SinkhornRows rows;
+  int32_t round;
+  /// Blocks of the masses' launch.
+  int32_t blocks;
+  /// No masses are wanted any more.
+  bool last;
+  bool column_sums;
+  bool relative;
+  float tolerance;
+  /// NULL: the true T.
+  const float *total_tokens;
+  float *log_d1;
+  float *column_mass;
+  int32_t *done;
+  float *log_d0;
+  int32_t *iterations;
+  float *error;
+  /// [blocks, E].
+  float *partials;
+  moe_device_report_t *report;
+};
+
+#endif  // MOE_PARAMS_SINKHORN_H

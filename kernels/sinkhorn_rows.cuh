@@ -1,0 +1,255 @@
+// Rows of logits for Sinkhorn: how lanes share them, their terms, and sums over columns.
+#pragma once
+
+#include "count.cuh"
+#include "dtype.cuh"
+#include "params/sinkhorn.h"
+
+namespace {
+
+// Threads a block where a lane has N columns: more columns need more registers.
+template <int N> constexpr int THREADS = N > 16 ? 256 : 512;
+template <int N> constexpr int WARPS = THREADS<N> / 32;
+constexpr unsigned ALL = 0xffffffffu;
+constexpr float EPSILON = 1e-8f;
+constexpr float LOG_EPSILON = -18.420680744f;
+constexpr float LARGEST = 3.402823466e38f;
+
+// A row belongs to `lanes` neighbouring lanes; each has N columns, in quads: 4*(lane + lanes*j) + i.
+template <int N> struct Row {
+  float at[N];
+};
+
+// What columns are joined by: the maximum, or the sum.
+__device__ __forceinline__ float join(bool maximum, float a, float b) { return maximum ? fmaxf(a, b) : a + b; }
+
+// Over so many neighbouring lanes; each gets the result.
+__device__ __forceinline__ float over_lanes(bool maximum, float value, int lanes) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance >>= 1)
+    if (distance < lanes) value = join(maximum, value, __shfl_xor_sync(ALL, value, distance));
+  return value;
+}
+
+// log(exp(a) + exp(b)), b finite.
+__device__ __forceinline__ float log_add(float a, float b) { return fmaxf(a, b) + log1pf(expf(-fabsf(a - b))); }
+
+// log d1 from a column's sum that the gauge g gave.
+__device__ __forceinline__ float log_next(float g, float sum, int experts) {
+  return g - logf(static_cast<float>(experts)) - log_add(logf(sum), LOG_EPSILON + g);
+}
+
+// log 1/(T*(exp(shift)*sum + eps)).
+__device__ __forceinline__ float log_scale(float shift, float sum, float tokens) {
+  return -logf(tokens) - log_add(shift + logf(sum), LOG_EPSILON);
+}
+
+// The geometry of a launch and this thread's place in it.
+struct Place {
+  const SinkhornRows &rows;
+  int lanes, lane, group, groups;
+  // The block's tokens.
+  int64_t first;
+  int count;
+
+  __device__ Place(const SinkhornRows &rows, int64_t tokens)
+      : rows(rows), lanes(rows.lanes), lane(threadIdx.x % rows.lanes), group(threadIdx.x / rows.lanes),
+        groups(blockDim.x / rows.lanes) {
+    const int64_t share = (tokens + gridDim.x - 1) / gridDim.x;
+    first = min(tokens, share * blockIdx.x);
+    count = static_cast<int>(min(tokens - first, share));
+  }
+
+  __device__ __forceinline__ int quad(int j) const { return 4 * (lane + lanes * j); }
+};
+
+template <class T> __device__ __forceinline__ void load_quad(const T *data, float (&x)[4]) {
+  struct alignas(4 * sizeof(T)) Quad {
+    T at[4];
+  };
+  const Quad quad = *reinterpret_cast<const Quad *>(data);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = to_float(quad.at[i]);
+}
+
+template <class T> __device__ __forceinline__ void store_quad(T *data, const float (&x)[4]) {
+  struct alignas(4 * sizeof(T)) Quad {
+    T at[4];
+  } quad;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) quad.at[i] = from_float<T>(x[i]);
+  *reinterpret_cast<Quad *>(data) = quad;
+}
+
+// The logits of the block's row: NaN is -inf and reported, +inf the largest number; -inf beyond the rows and the experts.
+template <int N> __device__ Row<N> load_logits(const Place &place, int row, moe_device_report_t *report) {
+  const Matrix &logits = place.rows.logits;
+  const int experts = place.rows.experts;
+  int fault = -1;
+  Row<N> x;
+#pragma unroll
+  for (int j = 0; j < N / 4; ++j) {
+    float quad[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    const int column = place.quad(j);
+    const int64_t at = (place.first + row) * logits.pitch + column;
+    if (row < place.count && column < experts) {
+      if (!place.rows.quads) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (column + i < experts) quad[i] = load_float(logits, at + i);
+      } else if (logits.dtype == MOE_DTYPE_BF16) {
+        load_quad(reinterpret_cast<const __nv_bfloat16 *>(logits.data) + at, quad);
+      } else if (logits.dtype == MOE_DTYPE_FP16) {
+        load_quad(reinterpret_cast<const __half *>(logits.data) + at, quad);
+      } else {
+        load_quad(reinterpret_cast<const float *>(logits.data) + at, quad);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (isnan(quad[i])) fault = column + i;
+      x.at[4 * j + i] = isnan(quad[i]) ? -INFINITY : fminf(quad[i], LARGEST);
+    }
+  }
+  if (fault >= 0) record_fault(report, MOE_FAULT_NAN_LOGIT, (place.first + row) * experts + fault, 0);
+  return x;
+}
+
+// Turns logits into terms and returns their shift: -inf, and terms of 0, where all logits are -inf. The largest logit goes first,
+// so that large ones cost none of the gauge's digits. gauge == nullptr: 0.
+template <int N> __device__ __forceinline__ float make_terms(const Place &place, Row<N> &x, const float *gauge) {
+  float top = -INFINITY;
+#pragma unroll
+  for (int k = 0; k < N; ++k) top = fmaxf(top, x.at[k]);
+  top = over_lanes(true, top, place.lanes);
+  const float origin = fmaxf(top, -LARGEST);
+  float best = 0;
+  if (gauge != nullptr) {
+    best = -INFINITY;
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      x.at[k] = x.at[k] - origin + gauge[place.quad(k / 4) + k % 4];
+      best = fmaxf(best, x.at[k]);
+    }
+    best = fmaxf(over_lanes(true, best, place.lanes), -LARGEST);
+#pragma unroll
+    for (int k = 0; k < N; ++k) x.at[k] = expf(x.at[k] - best);
+  } else {
+#pragma unroll
+    for (int k = 0; k < N; ++k) x.at[k] = expf(x.at[k] - origin);
+  }
+  return top + best;
+}
+
+// sum_e u_e * x_e, u in shared memory.
+template <int N> __device__ __forceinline__ float dot(const Place &place, const Row<N> &x, const float *u) {
+  float sums[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int j = 0; j < N / 4; ++j) {
+    const float4 quad = *reinterpret_cast<const float4 *>(u + place.quad(j));
+    sums[0] = fmaf(quad.x, x.at[4 * j], sums[0]);
+    sums[1] = fmaf(quad.y, x.at[4 * j + 1], sums[1]);
+    sums[2] = fmaf(quad.z, x.at[4 * j + 2], sums[2]);
+    sums[3] = fmaf(quad.w, x.at[4 * j + 3], sums[3]);
+  }
+  return over_lanes(false, (sums[0] + sums[1]) + (sums[2] + sums[3]), place.lanes);
+}
+
+// What a row's terms are multiplied by; 0 where eps*exp(-shift) is beyond fp32.
+__device__ __forceinline__ float row_scale(float sum, float shift, float tokens) {
+  return 1.0f / (tokens * (sum + EPSILON * expf(-shift)));
+}
+
+template <int N> __device__ Row<N> load_columns(const Place &place, const float *columns) {
+  Row<N> row;
+#pragma unroll
+  for (int j = 0; j < N / 4; ++j) {
+    const float4 quad = *reinterpret_cast<const float4 *>(columns + place.quad(j));
+    row.at[4 * j] = quad.x, row.at[4 * j + 1] = quad.y, row.at[4 * j + 2] = quad.z, row.at[4 * j + 3] = quad.w;
+  }
+  return row;
+}
+
+template <int N> __device__ __forceinline__ void store_columns(const Place &place, float *columns, const Row<N> &row) {
+#pragma unroll
+  for (int j = 0; j < N / 4; ++j)
+    *reinterpret_cast<float4 *>(columns + place.quad(j)) =
+        make_float4(row.at[4 * j], row.at[4 * j + 1], row.at[4 * j + 2], row.at[4 * j + 3]);
+}
+
+template <int N> __device__ Row<N> filled(float value) {
+  Row<N> row;
+#pragma unroll
+  for (int k = 0; k < N; ++k) row.at[k] = value;
+  return row;
+}
+
+// Joins the columns of all threads of the block into columns[0 .. width), in an order that is always the same; `scratch` has
+// a row of `width` for each warp. Synchronises before it returns.
+template <int N> __device__ __forceinline__ void over_block(bool maximum, const Place &place, Row<N> &row, float *scratch, float *columns) {
+  const int width = place.lanes * N;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance <<= 1)
+    if (distance >= place.lanes) {
+#pragma unroll
+      for (int k = 0; k < N; ++k) row.at[k] = join(maximum, row.at[k], __shfl_xor_sync(ALL, row.at[k], distance));
+    }
+  if (threadIdx.x % 32 < place.lanes) store_columns(place, scratch + threadIdx.x / 32 * width, row);
+  __syncthreads();
+  for (int column = threadIdx.x; column < width; column += blockDim.x) {
+    float value = scratch[column];
+#pragma unroll
+    for (int warp = 1; warp < WARPS<N>; ++warp) value = join(maximum, value, scratch[warp * width + column]);
+    columns[column] = value;
+  }
+  __syncthreads();
+}
+
+// Calls add(terms, shift) for the block's rows from `begin` on. While one row is at work the next is on its way, if registers are
+// enough for two.
+template <int N, class Add>
+__device__ __forceinline__ void stream(const Place &place, int begin, const float *gauge, moe_device_report_t *report, const Add &add) {
+  constexpr bool ahead = N <= 16;
+  if (begin >= place.count) return;
+  Row<N> next;
+  if constexpr (ahead) next = load_logits<N>(place, begin + place.group, report);
+#pragma unroll 1
+  for (int base = begin; base < place.count; base += place.groups) {
+    Row<N> x;
+    if constexpr (ahead) {
+      x = next;
+      next = load_logits<N>(place, base + place.groups + place.group, report);
+    } else {
+      x = load_logits<N>(place, base + place.group, report);
+    }
+    const float shift = make_terms(place, x, gauge);
+    add(x, shift);
+  }
+}
+
+// The block's largest logit of each column.
+template <int N> __device__ Row<N> column_maxima(const Place &place, moe_device_report_t *report) {
+  Row<N> maxima = filled<N>(-INFINITY);
+#pragma unroll 1
+  for (int base = 0; base < place.count; base += place.groups) {
+    const Row<N> x = load_logits<N>(place, base + place.group, report);
+#pragma unroll
+    for (int k = 0; k < N; ++k) maxima.at[k] = fmaxf(maxima.at[k], x.at[k]);
+  }
+  return maxima;
+}
+
+// The block's column sums of exp(L - maxima).
+template <int N> __device__ Row<N> column_exponentials(const Place &place, const float *maxima, moe_device_report_t *report) {
+  const Row<N> tops = load_columns<N>(place, maxima);
+  Row<N> sums = filled<N>(0);
+#pragma unroll 1
+  for (int base = 0; base < place.count; base += place.groups) {
+    const Row<N> x = load_logits<N>(place, base + place.group, report);
+#pragma unroll
+    for (int k = 0; k < N; ++k) sums.at[k] += expf(x.at[k] - fmaxf(tops.at[k], -LARGEST));
+  }
+  return sums;
+}
+
+} // namespace

@@ -1,0 +1,260 @@
+//! Sinkhorn on CUDA: how rows are spread over lanes, blocks and shared memory.
+
+use crate::abi::types::*;
+use crate::check::Count;
+use crate::cuda::{Device, Launch};
+use crate::error::Result;
+use crate::ops::router::sinkhorn::{Run, Start, Step, Stop};
+use crate::tensor::Matrix;
+use crate::workspace::{Layout, Part, Workspace};
+
+/// From so many messages of the grid on, blocks join columns for each other: reading all of them takes longer than a second hop.
+const MESSAGES_OF_ONE_LEVEL: i64 = 8192;
+/// Threads a block of the step's small kernels.
+const STEP_THREADS: i64 = 512;
+
+/// The logits, and the lanes that share a row of them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SinkhornRows {
+    pub logits: Matrix,
+    pub tokens: Count,
+    pub experts: i32,
+    /// Lanes that share a row: a power of two up to 32.
+    pub lanes: i32,
+    /// Rows can be read by four elements at a time.
+    pub quads: bool,
+}
+
+/// Of the kernels sinkhorn_<columns a lane>.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SinkhornParams {
+    pub rows: SinkhornRows,
+    /// Data is NULL where it is not wanted.
+    pub probs: Matrix,
+    pub probs_quads: bool,
+    pub column_sums: bool,
+    pub relative: bool,
+    /// Blocks join columns for each other.
+    pub two_level: bool,
+    /// Rows of a block that stay in shared memory, a multiple of those that it handles at once.
+    pub resident: i32,
+    /// Floats from one such row to the next.
+    pub pitch: i32,
+    pub max_iterations: i32,
+    pub tolerance: f32,
+    /// Two parities of a message a column for each block and one from its owner.
+    pub messages: *mut u64,
+    /// The rest may be NULL: not wanted.
+    pub log_d0: *mut f32,
+    pub log_d1: *mut f32,
+    pub iterations: *mut i32,
+    pub error: *mut f32,
+    pub report: *mut moe_device_report_t,
+}
+
+/// Of the kernels sinkhorn_step_*.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SinkhornStepParams {
+    pub rows: SinkhornRows,
+    pub round: i32,
+    /// Blocks of the masses' launch.
+    pub blocks: i32,
+    /// No masses are wanted any more.
+    pub last: bool,
+    pub column_sums: bool,
+    pub relative: bool,
+    pub tolerance: f32,
+    /// NULL: the true T.
+    pub total_tokens: *const f32,
+    pub log_d1: *mut f32,
+    pub column_mass: *mut f32,
+    pub done: *mut i32,
+    pub log_d0: *mut f32,
+    pub iterations: *mut i32,
+    pub error: *mut f32,
+    /// [blocks, E].
+    pub partials: *mut f32,
+    pub report: *mut moe_device_report_t,
+}
+
+/// How a block lies over rows.
+struct Shape {
+    /// Of a lane: which instance of the kernels.
+    columns: i64,
+    /// That share a row.
+    lanes: i64,
+    threads: i64,
+}
+
+impl Shape {
+    fn new(experts: i64) -> Self {
+        let (columns, threads) = match experts {
+            ..=32 => (4, 512),
+            33..=512 => (16, 512),
+            _ => (32, 256),
+        };
+        let lanes = ceil_div(experts, columns) as u64;
+        Shape { columns, lanes: lanes.next_power_of_two() as i64, threads }
+    }
+
+    /// Rows that a block handles at once.
+    fn rows(&self) -> i64 {
+        self.threads / self.lanes
+    }
+
+    /// Floats of a row of columns.
+    fn width(&self) -> i64 {
+        self.lanes * self.columns
+    }
+
+    /// Floats of a row of columns for each warp.
+    fn scratch(&self) -> i64 {
+        self.threads / 32 * self.width()
+    }
+}
+
+fn ceil_div(a: i64, b: i64) -> i64 {
+    (a + b - 1) / b
+}
+
+fn rows(logits: Matrix, tokens: Count, experts: i64) -> SinkhornRows {
+    let lanes = Shape::new(experts).lanes as i32;
+    SinkhornRows { logits, tokens, experts: experts as i32, lanes, quads: quads(&logits, experts) }
+}
+
+/// Whether a matrix can be accessed by four elements at a time.
+fn quads(matrix: &Matrix, experts: i64) -> bool {
+    let bytes = 4 * matrix.dtype.size();
+    matrix.data.addr() as i64 % bytes == 0 && matrix.pitch % 4 == 0 && experts % 4 == 0
+}
+
+/// Blocks for so many tokens: each handles two rows with every lane, as far as there are multiprocessors.
+fn blocks(device: &Device, tokens: i64, experts: i64) -> i64 {
+    ceil_div(tokens, 2 * Shape::new(experts).rows()).clamp(1, device.multiprocessors.into())
+}
+
+/// The workspace of one launch: messages.
+pub fn run_layout(device: &Device, tokens: i64, experts: i64) -> (Layout, Part) {
+    let mut layout = Layout::default();
+    let messages = layout.part(2 * (blocks(device, tokens, experts) + 1) * experts * size_of::<u64>() as i64);
+    (layout, messages)
+}
+
+/// The workspace of a step: partial masses.
+pub fn step_layout(device: &Device, tokens: i64, experts: i64) -> (Layout, Part) {
+    let mut layout = Layout::default();
+    let partials = layout.part(blocks(device, tokens, experts) * experts * size_of::<f32>() as i64);
+    (layout, partials)
+}
+
+/// The dynamic shared memory of a block.
+struct Memory {
+    resident: i64,
+    pitch: i64,
+    bytes: i64,
+}
+
+impl Memory {
+    fn new(device: &Device, tokens: i64, experts: i64, blocks: i64) -> Self {
+        let shape = Shape::new(experts);
+        // Eight lanes read from eight different quads of banks: an odd multiple of a row's lanes where these are fewer.
+        let quads = ceil_div(experts, 4);
+        let pitch = 4 * if shape.lanes < 8 { (ceil_div(quads, shape.lanes) | 1) * shape.lanes } else { quads };
+        // The kernel's own are four rows of 32 lanes' columns, and a number a warp.
+        let own = 4 * 32 * shape.columns + shape.threads / 32;
+        let room = i64::from(device.shared_memory) / 4 - own - shape.scratch();
+        let most = (room / (pitch + 1)).max(0) / shape.rows() * shape.rows();
+        let wanted = ceil_div(ceil_div(tokens, blocks), shape.rows()) * shape.rows();
+        let resident = wanted.min(most);
+        Memory { resident, pitch, bytes: 4 * (shape.scratch() + resident * (pitch + 1)) }
+    }
+}
+
+pub fn run(
+    device: &Device,
+    problem: &Run,
+    report: *mut moe_device_report_t,
+    (workspace, messages): (Workspace, Part),
+    stream: moe_stream_t,
+) -> Result<()> {
+    let (desc, experts) = (&problem.desc, problem.desc.experts);
+    let shape = Shape::new(experts);
+    let blocks = blocks(device, desc.bound, experts);
+    let memory = Memory::new(device, desc.bound, experts, blocks);
+    device.run(report, stream, |launcher| {
+        let params = SinkhornParams {
+            rows: rows(problem.logits, problem.tokens, experts),
+            probs: problem.probs.unwrap_or(Matrix::ABSENT),
+            probs_quads: problem.probs.is_some_and(|probs| quads(&probs, experts)),
+            column_sums: desc.start == Start::ColumnSums,
+            relative: desc.stop == Stop::Relative,
+            two_level: blocks * experts > MESSAGES_OF_ONE_LEVEL,
+            resident: memory.resident as i32,
+            pitch: memory.pitch as i32,
+            max_iterations: desc.max_iterations,
+            tolerance: desc.tolerance as f32,
+            messages: workspace.at(messages),
+            log_d0: problem.log_d0,
+            log_d1: problem.log_d1,
+            iterations: problem.iterations,
+            error: problem.error,
+            report: launcher.report,
+        };
+        let launch = Launch {
+            kernel: ["sinkhorn_4", "sinkhorn_16", "sinkhorn_32"][shape.columns as usize / 16],
+            grid: [blocks as u32, 1, 1],
+            block: shape.threads as u32,
+            shared: memory.bytes as u32,
+            cooperative: true,
+            ..Default::default()
+        };
+        launcher.launch(&launch, &params)
+    })
+}
+
+pub fn step(
+    device: &Device,
+    problem: &Step,
+    report: *mut moe_device_report_t,
+    (workspace, partials): (Workspace, Part),
+    stream: moe_stream_t,
+) -> Result<()> {
+    let (desc, experts) = (&problem.desc, problem.desc.experts);
+    let shape = Shape::new(experts);
+    let blocks = blocks(device, desc.bound, experts);
+    device.run(report, stream, |launcher| {
+        let params = SinkhornStepParams {
+            rows: rows(problem.logits, problem.tokens, experts),
+            round: problem.round,
+            blocks: blocks as i32,
+            last: problem.round == desc.max_iterations,
+            column_sums: desc.start == Start::ColumnSums,
+            relative: desc.stop == Stop::Relative,
+            tolerance: desc.tolerance as f32,
+            total_tokens: problem.total_tokens,
+            log_d1: problem.log_d1,
+            column_mass: problem.column_mass,
+            done: problem.done,
+            log_d0: problem.log_d0,
+            iterations: problem.iterations,
+            error: problem.error,
+            partials: workspace.at(partials),
+            report: launcher.report,
+        };
+        let launch = |kernel, grid: i64, block: i64, shared: i64| {
+            let (grid, block, shared) = ([grid as u32, 1, 1], block as u32, shared as u32);
+            launcher.launch(&Launch { kernel, grid, block, shared, ..Default::default() }, &params)
+        };
+        if problem.round > -2 {
+            launch("sinkhorn_step_columns", 1, STEP_THREADS, 0)?;
+        }
+        let masses = ["sinkhorn_step_masses_4", "sinkhorn_step_masses_16", "sinkhorn_step_masses_32"];
+        // The gauge, ones, the sums, and a row a warp.
+        let shared = 4 * (3 * shape.width() + shape.scratch());
+        launch(masses[shape.columns as usize / 16], blocks, shape.threads, shared)?;
+        launch("sinkhorn_step_join", ceil_div(experts, STEP_THREADS), STEP_THREADS, 0)
+    })
+}
