@@ -28,7 +28,7 @@ def test_layer_in_a_graph(gpu, rng):
         for tensor in (t["x"], t["dy"], logits):
             tensor.normal_()
         if replay == 2:
-            logits[:, 3] += 100  # one expert gets a slot of every token
+            logits[:, 3] += 6  # one expert gets a slot of nearly every token
         for output in (b["y"], b["dx"], dlogits):
             output.fill_(float("nan"))
         graph.replay()
