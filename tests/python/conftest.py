@@ -5,8 +5,12 @@ import secrets
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
+# References are small: the waiting threads of BLAS and torch would only take the cores from the library.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 # LIBMOE_INSTALLED=1 tests the installed package instead of the source tree's.
 if not os.environ.get("LIBMOE_INSTALLED"):
