@@ -329,7 +329,7 @@ template <class R> __device__ void backward(const RouterBwdParams &p) {
 }  // namespace
 
 extern "C" __global__ __launch_bounds__(ROUTER_THREADS, 2) void router_bwd(RouterBwdParams p) { backward<float>(p); }
-extern "C" __global__ __launch_bounds__(ROUTER_THREADS) void router_bwd_fp64(RouterBwdParams p) { backward<double>(p); }
+extern "C" __global__ __launch_bounds__(ROUTER_THREADS, 1) void router_bwd_fp64(RouterBwdParams p) { backward<double>(p); }
 
 // A block a sequence.
 extern "C" __global__ __launch_bounds__(ROUTER_THREADS) void router_lengths(RouterLengthsParams p) {
