@@ -89,13 +89,15 @@ def main() -> int:
     chosen = ["-k", args.only] if args.only else []
     seed = [f"--seed={result['seed']}"]
     workers = ["-n", "6"] if has_xdist() else []
-    result["operations"] = pytest("operations", logs, "tests/python", "--device=cuda:0", *seed, *chosen, *workers, timeout=420)
+    result["operations"] = pytest("operations", logs, "tests/python", "--ignore=tests/python/test_library.py",
+                                  "--ignore=tests/python/test_readme.py", "--ignore=tests/python/test_misuse.py",
+                                  "--ignore=tests/python/test_cuda_host.py", "--device=cuda:0", *seed, *chosen, *workers, timeout=200)
     print("operations", json.dumps(result["operations"]), flush=True)
     if not args.quick:
-        result["gpu"] = pytest("gpu", logs, "tests/gpu", "--device=cuda:0", *seed, *chosen, timeout=300)
+        result["gpu"] = pytest("gpu", logs, "tests/gpu", "--device=cuda:0", *seed, *chosen, timeout=100)
         print("gpu", json.dumps(result["gpu"]), flush=True)
         if not args.no_sanitizers:
-            result["sanitizers"] = {tool: sanitize(tool, logs, timeout=150) for tool in TOOLS}
+            result["sanitizers"] = {tool: sanitize(tool, logs, timeout=75) for tool in TOOLS}
             print("sanitizers", json.dumps(result["sanitizers"]), flush=True)
     runs = [result[name] for name in ("operations", "gpu") if name in result]
     result["passed"], result["failed"] = (sum(run[key] for run in runs) for key in ("passed", "failed"))
