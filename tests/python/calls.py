@@ -75,7 +75,7 @@ ACTIVATION = {"dtype": "fp32", "rows_max": R, "ffn_size": F, "activation": m.ACT
               "gate_order": m.GATE_INTERLEAVED, "gate_block": 2, "clamp_limit": 7.0, "clamp_alpha": 1.7}
 MLP = ACTIVATION | {"num_tokens": T, "top_k": K, "num_experts": E, "hidden_size": D}
 ON_ROWS = {"input_layout": m.LAYOUT_ROWS, "output_layout": m.LAYOUT_ROWS, "gate_order": m.GATE_FIRST, "gate_block": 0,
-           "num_tokens": 0, "top_k": 0}
+           "num_tokens": 0, "top_k": 1}
 QUANTIZE = {"dtype": "fp32", "rows_max": R, "columns": 128, "num_groups": 1}
 EP = {"dtype": "fp32", "num_tokens": T, "max_tokens_per_rank": T, "hidden_size": D, "num_experts": E, "num_local_experts": E,
       "top_k": K, "alignment": 1}

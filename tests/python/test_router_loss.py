@@ -78,7 +78,11 @@ def run(ctx, guarded, rng, p):
         for t in range(true)
     ]).reshape(true, experts)
     kind = "fp32" if case["logits"] == "fp64" else case["logits"]
-    assert_close(dlogits[:true], want, kind, "dlogits", factor=4)
+    if kind == "fp16":
+        # Small gradients: below 6e-5 fp16 has steps of 6e-8, whatever the value.
+        assert np.abs(host(dlogits[:true]) - want).max(initial=0) <= 1e-7 + 8e-3 * np.abs(want).max(initial=0)
+    else:
+        assert_close(dlogits[:true], want, kind, "dlogits", factor=4)
     assert poisoned(dlogits[true:]).all()
 
 
