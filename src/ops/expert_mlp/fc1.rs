@@ -47,6 +47,35 @@ impl Input {
     }
 }
 
+/// act[R, f] = weight * act(x W1^T + b1) for each row of the groups; h = x W1^T + b1 too where it is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearActivate {
+    pub shape: Shape,
+    pub groups: Groups,
+    pub input: Input,
+    pub fc1: Fc1,
+    /// [R, 2f or f].
+    pub h: Option<Matrix>,
+    /// [R, 2 * columns_at_once] where h is not kept: for parts of it.
+    pub room: *mut u8,
+    pub act: Matrix,
+    /// Of act.
+    pub weights: RowWeights,
+}
+
+impl LinearActivate {
+    /// The same as steps of their own.
+    pub fn by_parts(&self, steps: &impl Steps) -> Result<()> {
+        let LinearActivate { shape, groups, input, fc1, act, weights, .. } = self;
+        let Some(h) = self.h else {
+            return fc1.act_by_parts(shape, *groups, input, self.room, *act, *weights, steps);
+        };
+        fc1.whole(shape, *groups, input, h, steps)?;
+        let (activation, extent) = (shape.activation, Extent::Groups(*groups));
+        steps.activate(&activation::Forward { activation, extent, h, y: *act, row_weights: *weights })
+    }
+}
+
 /// Columns of h that W1 yields or, where it is two tensors, that each of them yields.
 pub fn halves(activation: &Activation, split: bool) -> [Range<i64>; 2] {
     let Activation { ffn, up_first, .. } = *activation;
@@ -87,8 +116,8 @@ impl Fc1 {
         })
     }
 
-    /// act[R, f] without h: some columns at a time by way of `room`, [R, 2 * columns_at_once].
-    pub fn act_by_parts(
+    /// act[R, f] without h: some columns at a time by way of `room`.
+    fn act_by_parts(
         &self,
         shape: &Shape,
         groups: Groups,

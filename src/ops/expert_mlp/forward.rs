@@ -3,14 +3,16 @@
 use crate::check::OutputMode;
 use crate::error::Result;
 use crate::groups::RowWeights;
-use crate::ops::activation::{self, Extent};
 use crate::ops::dispatch::{CombineFwd, Weights};
 use crate::ops::grouped_gemm::{Linear, Output};
 use crate::tensor::{Grouped, Matrix};
 use crate::workspace::{Layout, Part, Workspace};
 
-use super::fc1::{Fc1, Input, columns_at_once};
-use super::{OVERWRITE, Operation, Routing, ScaleRows, Shape, Steps, WeightsAt, ZeroGaps, present_groups};
+use super::fc1::columns_at_once;
+use super::{
+    Fc1, Input, LinearActivate, OVERWRITE, Operation, Routing, ScaleRows, Shape, Steps, WeightsAt, ZeroGaps,
+    present_groups,
+};
 
 pub struct Forward {
     pub shape: Shape,
@@ -68,14 +70,17 @@ impl Operation for Forward {
         let act_weights = if weighted && !weigh_output { routing.row_weights } else { RowWeights::one() };
 
         let input = Input::new(shape, routing, groups, self.x, room(scratch.input, hidden), steps)?;
-        match self.h {
-            Some(h) => {
-                fc1.whole(shape, groups, &input, h, steps)?;
-                let extent = Extent::Groups(groups);
-                steps.activate(&activation::Forward { activation, extent, h, y: act, row_weights: act_weights })?;
-            }
-            None => fc1.act_by_parts(shape, groups, &input, rows.data, act, act_weights, steps)?,
-        }
+        let (fc1, room) = (*fc1, rows.data);
+        steps.linear_activate(&LinearActivate {
+            shape: *shape,
+            groups,
+            input,
+            fc1,
+            h: self.h,
+            room,
+            act,
+            weights: act_weights,
+        })?;
         let direct = !combines && !weigh_output;
         let mode = if direct { self.y_mode } else { OVERWRITE };
         steps.linear(&Linear {

@@ -7,6 +7,7 @@ mod forward;
 mod steps;
 mod wgrad;
 
+pub use fc1::{Fc1, Input, LinearActivate};
 pub use steps::{PresentSizes, RowDots, ScaleRows, Steps, ZeroGaps};
 
 use crate::abi::expert_mlp::*;
@@ -26,7 +27,6 @@ use crate::tensor::{Grouped, Matrix};
 use crate::workspace::{Layout, Workspace};
 
 use backward::Backward;
-use fc1::Fc1;
 use forward::Forward;
 use wgrad::Wgrad;
 

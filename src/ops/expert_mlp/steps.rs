@@ -9,9 +9,17 @@ use crate::ops::dispatch::{CombineFwd, DispatchBwd};
 use crate::ops::grouped_gemm::{BiasGrad, Linear, Wgrad};
 use crate::tensor::{Grouped, Matrix};
 
+use super::LinearActivate;
+
 /// A backend: each step is done, or enqueued, behind the one before it.
-pub trait Steps {
+pub trait Steps: Sized {
     fn linear(&self, step: &Linear) -> Result<()>;
+
+    /// fc1 and the activation: in one where a backend can.
+    fn linear_activate(&self, step: &LinearActivate) -> Result<()> {
+        step.by_parts(self)
+    }
+
     fn wgrad(&self, step: &Wgrad) -> Result<()>;
     fn bias_grad(&self, step: &BiasGrad) -> Result<()>;
     fn activate(&self, step: &activation::Forward) -> Result<()>;
