@@ -46,8 +46,8 @@ class Context:
     @property
     def info(self):
         """What the context runs on: multiprocessors, compute_capability, driver_version."""
-        info = _new(structs["moe_context_info_t"])
-        call("context_info", self._open(), ctypes.byref(info))
+        info = initial(structs["moe_context_info_t"])
+        call("context_info", self.handle, ctypes.byref(info))
         return {name: getattr(info, name) for name in info.declarations if name not in ("struct_size", "reserved")}
 
     def query(self, name, desc):
@@ -58,7 +58,7 @@ class Context:
             raise TypeError(f"moe_{name} is not a query of a descriptor")
         out = (ctypes.c_uint64 if answer.base == "uint64_t" else ctypes.c_int64)()
         filled = _Filler(self).fill(parameters[1].base, "desc", desc)
-        call(name, self._open(), ctypes.byref(filled), ctypes.byref(out))
+        call(name, self.handle, ctypes.byref(filled), ctypes.byref(out))
         return out.value
 
     def run(self, name, desc, args, stream=None, workspace=None):
@@ -81,7 +81,7 @@ class Context:
         desc = filler.fill(parameters["desc"].base, "desc", desc)
         args = filler.fill(parameters["args"].base, "args", args)
         size = ctypes.c_uint64()
-        call(name + "_workspace_size", self._open(), ctypes.byref(desc), ctypes.byref(size))
+        call(name + "_workspace_size", self.handle, ctypes.byref(desc), ctypes.byref(size))
         address = None
         if workspace is not None:
             scratch = filler.contiguous("workspace", workspace)
@@ -97,7 +97,9 @@ class Context:
         call("device_report_message", ctypes.c_char_p(data), text, len(text))
         return text.value.decode()
 
-    def _open(self):
+    @property
+    def handle(self):
+        """The moe_context_t."""
         if not self._handle:
             raise ValueError("the context is closed")
         return self._handle
@@ -111,7 +113,7 @@ class PreparedCall:
         self.stream = filler.stream if filler.given_stream is not None else None
         self.filler = filler
         self.function = getattr(library(), "moe_" + name)
-        self.arguments = ctx._open(), ctypes.byref(desc), ctypes.byref(args), workspace, size.value
+        self.arguments = ctx.handle, ctypes.byref(desc), ctypes.byref(args), workspace, size.value
 
     def __call__(self):
         status = self.function(*self.arguments, self.filler.stream if self.stream is None else self.stream)
@@ -146,7 +148,7 @@ class _Filler:
             return values
         if not isinstance(values, dict):
             raise TypeError(f"{where} is {type(values).__name__}; it must be a dict of {struct}'s fields")
-        filled = _new(structs[struct])
+        filled = initial(structs[struct])
         for field, value in values.items():
             declaration = filled.declarations.get(field)
             if declaration is None:
@@ -211,7 +213,7 @@ class _Filler:
             for field in values if tensor else ():
                 setattr(tensor, field, getattr(given, field))
             return tensor or given
-        tensor = _new(structs["moe_tensor_t"])
+        tensor = initial(structs["moe_tensor_t"])
         views = [self.view(where, x) for x in value if x is not None] if isinstance(value, (list, tuple)) else None
         view = self.view(where, value) if views is None else next(iter(views), None)
         if view is None:
@@ -253,19 +255,19 @@ class _Filler:
         return self.fill("moe_random_t", where, fields)
 
 
-def _new(struct):
+def initial(struct):
     """A zeroed struct with each struct_size set, as the header's INIT macros do."""
-    return struct.from_buffer_copy(_initial(struct))
+    return struct.from_buffer_copy(_template(struct))
 
 
 @functools.cache
-def _initial(struct):
+def _template(struct):
     value = struct()
     for declaration in struct.declarations.values():
         if declaration.name == "struct_size":
             value.struct_size = ctypes.sizeof(struct)
         elif declaration.base in structs and not declaration.pointers:
-            setattr(value, declaration.name, _new(structs[declaration.base]))
+            setattr(value, declaration.name, initial(structs[declaration.base]))
     return value
 
 

@@ -1,0 +1,64 @@
+"""How libmoe's functions become operators of torch: torch.ops.libmoe.<name>, with fakes and gradients."""
+
+import functools
+
+import torch
+
+LIBRARY = torch.library.Library("libmoe", "FRAGMENT")
+
+
+def operator(schema):
+    """Defines torch.ops.libmoe.<name> of a schema; the decorated function computes it on CPU and CUDA tensors.
+
+    Give it a `.fake`, which allocates the outputs without computing, and a `.backward` where it has a gradient.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+    def decorate(function):
+        for backend in ("CPU", "CUDA"):
+            LIBRARY.impl(name, function, backend)
+        function.fake = lambda fake: torch.library.register_fake(f"libmoe::{name}", fake, lib=LIBRARY)
+        function.backward = functools.partial(_register_backward, name)
+        return function
+
+    return decorate
+
+
+def _register_backward(name, setup):
+    """@operator.backward(setup) def backward(ctx, *grads): gradients of all arguments."""
+
+    def decorate(backward):
+        torch.library.register_autograd(f"libmoe::{name}", backward, setup_context=setup, lib=LIBRARY)
+        return backward
+
+    return decorate
+
+
+def no_second_derivative(name):
+    """Calling a backward operator with gradients on is an error, not a silent zero."""
+
+    def backward(ctx, *_):
+        raise NotImplementedError(f"libmoe::{name} has no derivative: libmoe has first derivatives only")
+
+    torch.library.register_autograd(f"libmoe::{name}", backward, lib=LIBRARY)
+
+
+def encode(options):
+    """Descriptor fields as an operator takes them: `activation=0,clamp_limit=7.0`."""
+    return ",".join(f"{name}={value!r}" for name, value in sorted(options.items()) if value is not None)
+
+
+@functools.lru_cache(maxsize=1024)
+def decode(options):
+    """What `encode` was given. Not to be changed by the caller."""
+    pairs = (pair.partition("=") for pair in options.split(",") if pair)
+    return {name: float(value) if any(c in value for c in ".en") else int(value) for name, _, value in pairs}
+
+
+def check_options(desc, options, where):
+    """TypeError where an option is no field of a descriptor; True and False become 1 and 0."""
+    unknown = options.keys() - desc.declarations.keys()
+    if unknown:
+        raise TypeError(f"{where} has no option {sorted(unknown)[0]!r}; it has {', '.join(sorted(desc.declarations))}")
+    return {name: int(value) if isinstance(value, bool) else value for name, value in options.items()}

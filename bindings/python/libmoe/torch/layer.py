@@ -1,0 +1,81 @@
+"""A whole Mixture-of-Experts layer: router, routed experts, shared experts."""
+
+import functools
+
+import torch
+
+from ._call import context
+from ._router import drop
+from .experts import Experts, SharedExperts
+from .routers import ExpertChoiceRouter, SinkhornRouter, TopKRouter
+
+ROUTERS = {"topk": TopKRouter, "sinkhorn": SinkhornRouter, "expert_choice": ExpertChoiceRouter}
+
+
+class MoELayer(torch.nn.Module):
+    """y = experts(x) (+ shared experts(x)), and the router's loss.
+
+    `router` is "topk", "sinkhorn", "expert_choice" or a module that gives (ids, weights, loss); router_options go to the
+    former. `capacity` drops slots: options of libmoe.capacity_fwd, for example dict(formula=libmoe.CAPACITY_MEGATRON,
+    capacity_factor=1.25). `shared_ffn_size` adds shared experts, with shared_gate times a sigmoid; on a GPU they run beside
+    the routed ones on a stream of their own. Other options are the experts'.
+
+        layer = MoELayer(hidden_size=64, ffn_size=128, num_experts=8, top_k=2, router_options=dict(renormalize=1))
+        y, loss = layer(x)
+    """
+
+    def __init__(self, hidden_size, ffn_size, num_experts, top_k=2, *, router="topk", router_options=None, capacity=None,
+                 shared_ffn_size=0, shared_gate=False, device=None, dtype=None, **options):
+        super().__init__()
+        if isinstance(router, str):
+            # The router stays in fp32 where the experts are of 16 bits.
+            own = {"device": device, "dtype": dtype if dtype == torch.float64 else None, **(router_options or {})}
+            sizes = (hidden_size, num_experts) if router == "expert_choice" else (hidden_size, num_experts, top_k)
+            router = ROUTERS[router](*sizes, **own)
+        self.router = router
+        self.capacity = capacity
+        self.experts = Experts(num_experts, hidden_size, ffn_size, device=device, dtype=dtype, **options)
+        activation = {name: options[name] for name in ("activation", "gate_order", "math") if name in options}
+        self.shared = SharedExperts(hidden_size, shared_ffn_size, gate=shared_gate, device=device, dtype=dtype, **activation) \
+            if shared_ffn_size else None
+
+    def forward(self, x):
+        """(y like x, the router's loss)."""
+        if self.shared is None:
+            return self.routed(x)
+        if x.device.type != "cuda" or torch.compiler.is_compiling():
+            shared, (y, loss) = self.shared(x), self.routed(x)
+        else:
+            shared, (y, loss) = beside(self.shared, self.routed, x)
+        return y + shared, loss
+
+    def routed(self, x):
+        ids, weights, loss = self.router(x)
+        tokens = x.numel() // x.shape[-1]
+        if isinstance(self.router, ExpertChoiceRouter):
+            rows_max = self.router.capacity(tokens) * self.router.num_experts
+            return self.experts(x, ids, weights, rows_max=rows_max), loss
+        if self.capacity is not None:
+            flat = ids.reshape(tokens, ids.shape[-1]), weights.reshape(tokens, ids.shape[-1])
+            ids, weights = (t.view(ids.shape) for t in drop(*flat, self.experts.num_experts, **self.capacity))
+        return self.experts(x, ids, weights), loss
+
+
+def beside(first, second, x):
+    """(first(x), second(x)) with `first` on a second stream. Autograd runs each backward on its forward's stream."""
+    main, side = torch.cuda.current_stream(x.device), side_stream(x.device)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        one = first(x)
+    two = second(x)
+    main.wait_stream(side)
+    # The allocator must know that both streams use them.
+    x.record_stream(side)
+    one.record_stream(main)
+    return one, two
+
+
+@functools.cache
+def side_stream(device):
+    context(device)
+    return torch.cuda.Stream(device)
