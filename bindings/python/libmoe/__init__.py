@@ -41,7 +41,7 @@ from .expert_mlp import (
     expert_mlp_fwd,
     expert_mlp_wgrad,
 )
-from .grouped_gemm import GroupedGemmGrads, grouped_gemm_bwd, grouped_gemm_fwd
+from .grouped_gemm import GroupedGemmGrads, gmm, grouped_gemm_bwd, grouped_gemm_fwd
 from .router import (
     ExpertChoice,
     Kept,

@@ -105,6 +105,12 @@ class Context:
         return self._handle
 
 
+@functools.cache
+def of_device(device):
+    """The process's Context of "cpu", "cuda:0" or an ordinal, for functions that take none."""
+    return Context(device)
+
+
 class PreparedCall:
     """One call of an operation on fixed arguments."""
 

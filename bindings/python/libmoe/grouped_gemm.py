@@ -5,6 +5,7 @@ R rows, E groups, N and K the matrices' sides. `b` and `db` may be lists of E ar
 
 from typing import Any, NamedTuple
 
+from . import _arrays, _context
 from ._calls import Call, dtype_of, first
 from ._header import constants
 
@@ -15,6 +16,21 @@ class GroupedGemmGrads(NamedTuple):
     da: Any
     db: Any
     dbias: Any
+
+
+def gmm(a, b, batch_sizes, trans_b=False):
+    """c[R, N]: batch_sizes[e] rows of a[R, K] for each expert times b[e], [E, K, N], with trans_b [E, N, K].
+
+    The signature of the grouped_gemm package. batch_sizes int64[E] on the CPU or beside a, where the host never reads it.
+    PyTorch's tensors carry gradients.
+    """
+    if _arrays.array_library(a) is _arrays.Torch:
+        from .torch import gmm
+
+        return gmm(a, b, batch_sizes, trans_b)
+    sizes = batch_sizes if batch_sizes.dtype == "int64" else batch_sizes.astype("int64")
+    layout = OUT_IN if trans_b else IN_OUT
+    return grouped_gemm_fwd(_context.of_device(_arrays.view("a", a).device), a, b, group_sizes=sizes, b_layout=layout)
 
 
 def grouped_gemm_fwd(ctx, a, b, group_offsets=None, *, group_sizes=None, bias=None, row_index=None, b_layout=OUT_IN,

@@ -81,6 +81,8 @@ def fake_plan(ids, num_experts):
 def dispatch_plan_mask(mask, rows_max):
     tokens, experts = mask.shape
     maps = fake_plan_mask(mask, rows_max)
+    # There is room for T*E slots, and the library writes those that there are.
+    maps[2].fill_(-1)
     desc = {"num_tokens": tokens, "num_experts": experts, "top_k": experts, "rows_max": rows_max}
     _run_plan(maps, desc, byte_mask=mask.view(torch.uint8), slot_offsets=maps[5])
     return maps

@@ -19,7 +19,7 @@ def route(logits, top_k, *, selection_bias=None, padding_mask=None, given_ids=No
     Options as libmoe.router_fwd has them. Weights are fp32, or fp64 where the logits are.
     """
     out = torch.ops.libmoe.router(logits, top_k, selection_bias, padding_mask, given_ids, num_sequences, encode(options))
-    ids, weights, tokens_per_expert, losses, _ = out
+    weights, ids, tokens_per_expert, losses, _ = out
     return ids, weights, tokens_per_expert, losses
 
 
@@ -35,7 +35,8 @@ def expert_choice(logits, capacity, *, padding_mask=None, **options):
 
 def drop(ids, weights, num_experts, **options):
     """(ids, -1 where dropped, and weights, 0 there): slots beyond an expert's capacity. Options as libmoe.capacity_fwd has them."""
-    return torch.ops.libmoe.capacity(ids, weights, num_experts, encode(options))
+    kept_weights, kept_ids = torch.ops.libmoe.capacity(ids, weights, num_experts, encode(options))
+    return kept_ids, kept_weights
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def update_bias(bias, tokens_per_expert, rate=1e-3):
           " SymInt num_sequences, str options) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 def router(logits, top_k, selection_bias, padding_mask, given_ids, num_sequences, options):
     logits = rows(logits)
-    ids, weights, tokens_per_expert, losses, aux_counts = out = fake_router(
+    weights, ids, tokens_per_expert, losses, aux_counts = out = fake_router(
         logits, top_k, selection_bias, padding_mask, given_ids, num_sequences, options)
     chosen = decode(options)
     aux, z = bool(chosen.get("aux_loss")), bool(chosen.get("z_loss"))
@@ -70,20 +71,20 @@ def fake_router(logits, top_k, selection_bias, padding_mask, given_ids, num_sequ
     tokens, experts = logits.shape
     weights = logits.new_empty(tokens, top_k, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
     sequences = _counted_sequences(num_sequences, decode(options))
-    return (logits.new_empty(tokens, top_k, dtype=torch.int32), weights, logits.new_empty(experts, dtype=torch.int64),
+    return (weights, logits.new_empty(tokens, top_k, dtype=torch.int32), logits.new_empty(experts, dtype=torch.int64),
             logits.new_empty(2, dtype=torch.float32), logits.new_empty((sequences, experts), dtype=torch.int64))
 
 
 def _setup_router(ctx, inputs, output):
     logits, _, _, padding_mask, _, ctx.num_sequences, ctx.options = inputs
-    ids, _, tokens_per_expert, _, aux_counts = output
+    _, ids, tokens_per_expert, _, aux_counts = output
     ctx.mark_non_differentiable(ids, tokens_per_expert, aux_counts)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, ids, aux_counts, padding_mask)
 
 
 @router.backward(_setup_router)
-def _(ctx, _ids, dweights, _tokens, dlosses, _counts):
+def _(ctx, dweights, _ids, _tokens, dlosses, _counts):
     logits, ids, aux_counts, padding_mask = ctx.saved_tensors
     if dweights is None and dlosses is None:
         return (None,) * 7
@@ -189,24 +190,24 @@ no_second_derivative("expert_choice_backward")
 def capacity_op(ids, weights, num_experts, options):
     ids, weights = ids.contiguous(), weights.contiguous()
     kept = fake_capacity(ids, weights, num_experts, options)
-    CAPACITY(ids.device, _capacity_desc(ids, num_experts, options), ids=ids, weights=weights, kept_ids=kept[0],
-             kept_weights=kept[1])
+    CAPACITY(ids.device, _capacity_desc(ids, num_experts, options), ids=ids, weights=weights, kept_ids=kept[1],
+             kept_weights=kept[0])
     return kept
 
 
 @capacity_op.fake
 def fake_capacity(ids, weights, num_experts, options):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (ids, weights))
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (weights, ids))
 
 
 def _setup_capacity(ctx, inputs, output):
     ids, weights, ctx.num_experts, ctx.options = inputs
-    ctx.mark_non_differentiable(output[0])
-    ctx.save_for_backward(ids, weights, output[0])
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(ids, weights, output[1])
 
 
 @capacity_op.backward(_setup_capacity)
-def _(ctx, _, dkept):
+def _(ctx, dkept, _):
     return None, torch.ops.libmoe.capacity_backward(*ctx.saved_tensors, dkept, ctx.num_experts, ctx.options), None, None
 
 

@@ -57,7 +57,7 @@ class Experts(torch.nn.Module):
         weighted = {"weights": weights} if plan.slot_offsets is None else {"row_weights": row_weights_of(weights, plan)}
         y = expert_mlp(flat, plan, w1, w2, b1=b1, b2=b2, recompute=self.recompute, **weighted, **self.options)
         # Autocast gives out what it computes in; elsewhere y has the dtype of x.
-        return y.view(x.shape) if torch.is_autocast_enabled(x.device.type) else y.view(x.shape).to(dtype)
+        return y.view(x.shape) if autocasting(x.device.type) else y.view(x.shape).to(dtype)
 
 
 class SharedExperts(torch.nn.Module):
@@ -96,7 +96,11 @@ def uniform_like_linear(weight, bias=None):
 def autocast(*tensors):
     """The tensors in autocast's dtype where it is on; router weights are not given to this: they stay fp32."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if not autocasting(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def autocasting(kind):
+    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)

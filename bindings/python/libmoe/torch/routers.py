@@ -7,6 +7,7 @@ import torch
 from .._header import constants, structs
 from ._define import check_options
 from ._router import expert_choice, route, sinkhorn, update_bias
+from .experts import autocasting
 
 SOFTMAX, SIGMOID = constants["MOE_SCORE_SOFTMAX"], constants["MOE_SCORE_SIGMOID"]
 
@@ -28,8 +29,11 @@ class Router(torch.nn.Module):
 
     def logits(self, x):
         """[T, E] of x [..., d], in the weight's dtype."""
+        x = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
+        if not autocasting(x.device.type):
+            return torch.nn.functional.linear(x, self.weight)
         with torch.autocast(x.device.type, enabled=False):
-            return torch.nn.functional.linear(x.reshape(-1, x.shape[-1]).to(self.weight.dtype), self.weight)
+            return torch.nn.functional.linear(x, self.weight)
 
 
 class TopKRouter(Router):

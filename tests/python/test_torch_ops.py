@@ -1,0 +1,174 @@
+"""torch.ops.libmoe: torch's own checks of operators, gradients against finite differences, inputs as PyTorch users give them."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import harness  # noqa: E402
+import libmoe  # noqa: E402
+import libmoe.torch as moe  # noqa: E402
+
+fp64 = pytest.mark.cpu
+T, D, F, E, K = 6, 8, 4, 5, 2
+
+
+@pytest.fixture(autouse=True)
+def seeded(rng):
+    torch.manual_seed(int(rng.integers(1 << 31)))
+
+
+def randn(*shape, dtype=None, grad=True):
+    dtype = dtype or (torch.float64 if harness.on_cpu() else torch.float32)
+    return torch.randn(*shape, dtype=dtype, device=harness.device.name).requires_grad_(grad)
+
+
+def ids_of(tokens=T, top_k=K, dtype=torch.int64):
+    return torch.rand(tokens, E, device=harness.device.name).topk(top_k).indices.to(dtype)
+
+
+def mask():
+    return (torch.rand(T, E, device=harness.device.name) < 0.4).to(torch.uint8)
+
+
+def experts(**more):
+    given = {"w1": randn(E, 2 * F, D), "w2": randn(E, D, F), "b1": None, "b2": None, "weights": None, "row_weights": None}
+    return tuple((given | more).values())
+
+
+def samples():
+    """Arguments of each operator."""
+    plan, holes = moe.make_plan(ids_of(), E), mask()
+    some = moe.make_plan(holes, E, int(holes.sum()))
+    router = {"aux_loss": 1, "aux_loss_coeff": 0.1, "z_loss": 1, "z_loss_coeff": 0.1}
+    options = moe._define.encode(router)
+    by_slot, by_mask = (T, K, T * K), (T, E, some.rows_max)
+    weighted = experts(weights=randn(T, K), b1=randn(E, 2 * F), b2=randn(E, D))
+    offsets, sizes = plan.group_offsets, plan.group_sizes
+    routed = torch.ops.libmoe.router(randn(T, E, grad=False), K, None, None, None, 1, options)
+    frozen = [t if t is None else t.detach() for t in weighted]
+    h = torch.ops.libmoe.expert_mlp(randn(T, D, grad=False), *frozen, *plan.maps, *by_slot, "", 0)[1]
+    return {
+        "dispatch_plan": [(ids_of(), E), (ids_of(dtype=torch.int32), E)],
+        "dispatch_plan_mask": [(holes, int(holes.sum()))],
+        "dispatch": [(randn(T, D), *plan.maps, K), (randn(T, D), *some.maps, E)],
+        "dispatch_backward": [(randn(T * K, D, grad=False), *plan.maps, T, K)],
+        "combine": [(randn(T * K, D), randn(T, K), *plan.maps, T, K), (randn(T * K, D), None, *plan.maps, T, K)],
+        "combine_backward": [(randn(T, D, grad=False), randn(T * K, D, grad=False), randn(T, K, grad=False), *plan.maps, K)],
+        "expert_mlp": [
+            (randn(T, D), *weighted, *plan.maps, *by_slot, "", 0),
+            (randn(T, D), *experts(), *plan.maps, *by_slot, "", 1),
+            (randn(T, D), *experts(row_weights=randn(some.rows_max)), *some.maps, *by_mask, "activation=1", 0),
+            (randn(T, D, grad=False), *frozen, *plan.maps, *by_slot, "", 2),
+            (randn(T * K, D), *experts(row_weights=randn(T * K)), offsets, None, None, None, None, 0, 1, T * K,
+             "input_layout=1,output_layout=1", 0),
+        ],
+        "expert_mlp_backward": [(randn(T, D, grad=False), randn(T, D, grad=False), *frozen, h, *plan.maps, *by_slot, "",
+                                 [True, True, False, True, True, True, False])],
+        "grouped_gemm": [(randn(T * K, D), randn(E, D, F), None, None, sizes, 1),
+                         (randn(T * K, D), randn(E, F, D), randn(E, F), offsets, None, 0)],
+        "grouped_gemm_backward": [(randn(T * K, F, grad=False), randn(T * K, D, grad=False), randn(E, F, D, grad=False), None,
+                                   offsets, None, 0, [True, True, False])],
+        "router": [(randn(T, E), K, None, None, None, 1, options), (randn(T, E), K, torch.rand(E, device=offsets.device), None, None, 1, "")],
+        "router_backward": [(randn(T, E, grad=False), routed[1], torch.rand_like(routed[0]), torch.rand_like(routed[3]), routed[4],
+                             None, 1, options)],
+        "sinkhorn": [(randn(T, E, grad=False), "")],
+        "expert_choice": [(randn(T, E), 2, None, "")],
+        "expert_choice_backward": [(randn(T, E, grad=False), mask(), randn(T, E, grad=False), 2, "")],
+        "capacity": [(ids_of(), randn(T, K), E, "capacity=2")],
+        "capacity_backward": [(ids_of(), randn(T, K, grad=False), ids_of(), randn(T, K, grad=False), E, "capacity=2")],
+    }
+
+
+NAMES = ["dispatch_plan", "dispatch_plan_mask", "dispatch", "dispatch_backward", "combine", "combine_backward", "expert_mlp",
+         "expert_mlp_backward", "grouped_gemm", "grouped_gemm_backward", "router", "router_backward", "sinkhorn", "expert_choice",
+         "expert_choice_backward", "capacity", "capacity_backward"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name):
+    for arguments in samples()[name]:
+        torch.library.opcheck(getattr(torch.ops.libmoe, name), arguments)
+
+
+def test_every_operator_is_checked():
+    ours = {name.partition("::")[2].partition(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("libmoe::")}
+    assert ours == set(NAMES)
+
+
+@fp64
+@pytest.mark.parametrize("trans_b", [False, True])
+def test_gmm_gradcheck(trans_b):
+    sizes = torch.tensor([3, 0, 4, 1, 2])
+    a, b = randn(10, D), randn(E, F, D) if trans_b else randn(E, D, F)
+    assert torch.autograd.gradcheck(lambda a, b: libmoe.gmm(a, b, sizes, trans_b), (a, b))
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        (grad,) = torch.autograd.grad(libmoe.gmm(a, b, sizes, trans_b).sum(), a, create_graph=True)
+        grad.sum().backward()
+
+
+@fp64
+def test_gradcheck_of_all_that_has_a_gradient():
+    ids, holes = ids_of(), mask()
+    plan, some = moe.make_plan(ids, E), moe.make_plan(holes, E, int(holes.sum()))
+    check = torch.autograd.gradcheck
+    assert check(lambda x: moe.dispatch(x, plan), (randn(T, D),))
+    assert check(lambda x: moe.dispatch(x, some), (randn(T, D),))
+    assert check(lambda rows, weights: moe.combine(rows, plan, weights), (randn(T * K, D), randn(T, K)))
+    assert check(lambda rows: moe.combine(rows, plan), (randn(T * K, D),))
+    dense = (randn(T, D), randn(E, 2 * F, D), randn(E, D, F), randn(T, E))
+    assert check(lambda x, w1, w2, w: moe.expert_mlp(x, some, w1, w2, row_weights=moe._expert_mlp.row_weights_of(w, some)), dense)
+    assert check(lambda x, w1, w2: moe.expert_mlp(x, plan, w1, w2, recompute=True), dense[:3])
+    transposed = (randn(T, D), randn(E, D, 2 * F), randn(E, F, D))
+    assert check(lambda x, w1, w2: moe.expert_mlp(x, plan, w1.transpose(1, 2), w2.transpose(1, 2)), transposed)
+    in_rows = (randn(T * K, D), randn(E, 2 * F, D), randn(E, D, F), randn(T * K))
+    assert check(lambda x, w1, w2, w: moe.expert_rows(x, plan.group_offsets, w1, w2, w), in_rows)
+    assert check(lambda logits: moe.route(logits, K, math=libmoe.MATH_FP64)[1], (randn(T, E),))
+    assert check(lambda logits: moe.expert_choice(logits, 2, math=libmoe.MATH_FP64)[0], (randn(T, E),))
+    assert check(lambda weights: moe.drop(ids, weights, E, capacity=2)[1], (randn(T, K),))
+
+
+def test_gmm():
+    sizes = torch.tensor([3, 0, 4, 1, 2])
+    a, b = randn(10, 16, dtype=torch.float32), randn(E, 16, 24, dtype=torch.float32)
+    expected = torch.cat([part.double() @ w.double() for part, w in zip(a.split(sizes.tolist()), b)])
+    for where in ("cpu", harness.device.name):
+        c = libmoe.gmm(a, b, sizes.to(where))
+        assert torch.allclose(c.double(), expected, atol=2e-2 if a.is_cuda else 1e-5)
+        assert torch.allclose(libmoe.gmm(a, b.transpose(1, 2).contiguous(), sizes.to(where), trans_b=True), c, atol=1e-5)
+    # The transpose of a stored matrix is read where it lies, and its gradient comes back in its shape.
+    seen = b.detach().transpose(1, 2).contiguous().requires_grad_()
+    libmoe.gmm(a, seen.transpose(1, 2), sizes).square().sum().backward()
+    libmoe.gmm(a, b, sizes).square().sum().backward()
+    assert torch.allclose(seen.grad.transpose(1, 2), b.grad, atol=1e-2 if a.is_cuda else 1e-5)
+    with pytest.raises(ValueError, match="do not fit"):
+        libmoe.gmm(a, b, sizes[:-1])
+
+
+def test_inputs_as_users_give_them():
+    x, w1, w2 = randn(T, D, dtype=torch.float32), randn(E, 2 * F, D, dtype=torch.float32), randn(E, D, F, dtype=torch.float32)
+    ids = ids_of()
+    plan = moe.make_plan(ids, E)
+    y = moe.expert_mlp(x, plan, w1, w2)
+    # No rows that are contiguous, an expanded gradient, ids of 32 bits.
+    columns = x.detach().t().contiguous().t().requires_grad_()
+    again = moe.expert_mlp(columns, moe.make_plan(ids.int(), E), w1, w2)
+    assert torch.equal(again, y)
+    again.sum().backward()
+    y.sum().backward()
+    assert torch.equal(columns.grad, x.grad)
+    with pytest.raises(ValueError, match="w1"):
+        moe.expert_mlp(x, plan, w1.double() if harness.on_cpu() else w1.half(), w2)
+    with pytest.raises(TypeError, match="no option 'activatoin'"):
+        moe.Experts(E, D, F, activatoin=1)
+    with pytest.raises(ValueError, match="tokens"):
+        moe.Experts(E, D, F, device=x.device)(x, ids[:-1], ids[:-1].float())
+    if not harness.on_cpu():
+        with pytest.raises(RuntimeError, match="w2 is on cpu"):
+            moe.expert_mlp(x, plan, w1, w2.detach().cpu())
+
+
+def test_meta_tensors():
+    """Shapes without data, as accelerate's and FSDP's deferred initialisation use them."""
+    layer = moe.MoELayer(D, F, E, K, device="meta", shared_ffn_size=F)
+    y, loss = layer(torch.empty(3, 4, D, device="meta"))
+    assert y.shape == (3, 4, D) and y.device.type == "meta" and loss.shape == ()
