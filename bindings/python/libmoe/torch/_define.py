@@ -44,9 +44,13 @@ def no_second_derivative(name):
     torch.library.register_autograd(f"libmoe::{name}", backward, lib=LIBRARY)
 
 
-def encode(options):
-    """Descriptor fields as an operator takes them: `activation=0,clamp_limit=7.0`."""
-    return ",".join(f"{name}={value!r}" for name, value in sorted(options.items()) if value is not None)
+def encode(options, more=""):
+    """Descriptor fields as an operator takes them: `activation=0,clamp_limit=7.0`. `more` is such a text already.
+
+    Modules encode theirs once: torch.compile takes the floats among a module's attributes for variables.
+    """
+    text = ",".join([f"{name}={options[name]!r}" for name in sorted(options) if options[name] is not None])
+    return f"{text},{more}" if text and more else text or more
 
 
 @functools.lru_cache(maxsize=1024)
@@ -56,9 +60,9 @@ def decode(options):
     return {name: float(value) if any(c in value for c in ".en") else int(value) for name, _, value in pairs}
 
 
-def check_options(desc, options, where):
-    """TypeError where an option is no field of a descriptor; True and False become 1 and 0."""
+def checked(desc, options, where):
+    """The options encoded; TypeError where one is no field of the descriptor."""
     unknown = options.keys() - desc.declarations.keys()
     if unknown:
         raise TypeError(f"{where} has no option {sorted(unknown)[0]!r}; it has {', '.join(sorted(desc.declarations))}")
-    return {name: int(value) if isinstance(value, bool) else value for name, value in options.items()}
+    return encode({name: int(value) if isinstance(value, bool) else value for name, value in options.items()})

@@ -20,7 +20,7 @@ SIZES = "SymInt num_tokens, SymInt top_k, SymInt rows_max, str options"
 SAVE_FC1, SAVE_X, INFERENCE = 0, 1, 2
 
 
-def expert_mlp(x, plan, w1, w2, weights=None, b1=None, b2=None, *, row_weights=None, recompute=False, **options):
+def expert_mlp(x, plan, w1, w2, weights=None, b1=None, b2=None, *, row_weights=None, recompute=False, encoded="", **options):
     """y [T, d] = sum_k weights_tk (W2_e act(W1_e x_t + b1_e) + b2_e) of a Plan; options as libmoe.expert_mlp_fwd has them.
     row_weights [R] instead of weights: see `row_weights_of`.
 
@@ -29,16 +29,16 @@ def expert_mlp(x, plan, w1, w2, weights=None, b1=None, b2=None, *, row_weights=N
     """
     w1, options["w1_layout"] = stored(w1, options.get("w1_layout", 0))
     w2, options["w2_layout"] = stored(w2, options.get("w2_layout", 0))
-    return _apply(x, (w1, w2, b1, b2, weights, row_weights), plan.maps, (plan.num_tokens, plan.top_k, plan.rows_max), options, recompute)
+    return _apply(x, (w1, w2, b1, b2, weights, row_weights), plan.maps, (plan.num_tokens, plan.top_k, plan.rows_max), encode(options, encoded), recompute)
 
 
-def expert_rows(x, group_offsets, w1, w2, row_weights=None, b1=None, b2=None, *, recompute=False, **options):
+def expert_rows(x, group_offsets, w1, w2, row_weights=None, b1=None, b2=None, *, recompute=False, encoded="", **options):
     """The same on rows [R, d] that are sorted by expert already, with a weight a row: y [R, d]."""
     w1, options["w1_layout"] = stored(w1, options.get("w1_layout", 0))
     w2, options["w2_layout"] = stored(w2, options.get("w2_layout", 0))
     options |= {"input_layout": ROWS, "output_layout": ROWS}
     maps = group_offsets, None, None, None, None
-    return _apply(x, (w1, w2, b1, b2, None, row_weights), maps, (0, 1, x.shape[0]), options, recompute)
+    return _apply(x, (w1, w2, b1, b2, None, row_weights), maps, (0, 1, x.shape[0]), encode(options, encoded), recompute)
 
 
 def stored(w, layout):
@@ -51,7 +51,7 @@ def stored(w, layout):
 def _apply(x, experts, maps, sizes, options, recompute):
     tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *experts))
     mode = INFERENCE if not tracked else SAVE_X if recompute else SAVE_FC1
-    return torch.ops.libmoe.expert_mlp(x, *experts, *maps, *sizes, encode(options), mode)[0]
+    return torch.ops.libmoe.expert_mlp(x, *experts, *maps, *sizes, options, mode)[0]
 
 
 @operator(f"expert_mlp(Tensor x, {EXPERTS}, {MAPS}, {SIZES}, int mode) -> (Tensor, Tensor)")

@@ -13,19 +13,19 @@ CAPACITY, CAPACITY_BWD = Operation("capacity_fwd"), Operation("capacity_bwd")
 BIAS_UPDATE = Operation("router_bias_update")
 
 
-def route(logits, top_k, *, selection_bias=None, padding_mask=None, given_ids=None, num_sequences=1, **options):
+def route(logits, top_k, *, selection_bias=None, padding_mask=None, given_ids=None, num_sequences=1, encoded="", **options):
     """(ids int32 [T, K], weights [T, K], tokens_per_expert int64 [E], losses fp32 [2]: aux and z) of logits [T, E].
 
     Options as libmoe.router_fwd has them. Weights are fp32, or fp64 where the logits are.
     """
-    out = torch.ops.libmoe.router(logits, top_k, selection_bias, padding_mask, given_ids, num_sequences, encode(options))
+    out = torch.ops.libmoe.router(logits, top_k, selection_bias, padding_mask, given_ids, num_sequences, encode(options, encoded))
     weights, ids, tokens_per_expert, losses, _ = out
     return ids, weights, tokens_per_expert, losses
 
 
-def sinkhorn(logits, **options):
+def sinkhorn(logits, encoded="", **options):
     """log d1, fp32 [E]: top-k of logits + log d1 is the choice. Options as libmoe.sinkhorn has them."""
-    return torch.ops.libmoe.sinkhorn(logits.detach(), encode(options))
+    return torch.ops.libmoe.sinkhorn(logits.detach(), encode(options, encoded))
 
 
 def expert_choice(logits, capacity, *, padding_mask=None, **options):
@@ -33,9 +33,9 @@ def expert_choice(logits, capacity, *, padding_mask=None, **options):
     return torch.ops.libmoe.expert_choice(logits, capacity, padding_mask, encode(options))
 
 
-def drop(ids, weights, num_experts, **options):
+def drop(ids, weights, num_experts, encoded="", **options):
     """(ids, -1 where dropped, and weights, 0 there): slots beyond an expert's capacity. Options as libmoe.capacity_fwd has them."""
-    kept_weights, kept_ids = torch.ops.libmoe.capacity(ids, weights, num_experts, encode(options))
+    kept_weights, kept_ids = torch.ops.libmoe.capacity(ids, weights, num_experts, encode(options, encoded))
     return kept_ids, kept_weights
 
 

@@ -7,7 +7,7 @@ import torch
 
 from .._header import structs
 from ..activation import SWIGLU, is_gated
-from ._define import check_options
+from ._define import checked
 from ._dispatch import make_plan
 from ._expert_mlp import expert_mlp, expert_rows, row_weights_of
 
@@ -21,7 +21,7 @@ class Experts(torch.nn.Module):
 
     def __init__(self, num_experts, hidden_size, ffn_size, *, bias=False, recompute=False, device=None, dtype=None, **options):
         super().__init__()
-        self.options = check_options(structs["moe_expert_mlp_desc_t"], options, "Experts")
+        self.options = checked(structs["moe_expert_mlp_desc_t"], options, "Experts")
         self.recompute = recompute
         self.num_experts = num_experts
         wide = ffn_size * (2 if is_gated(options.get("activation", SWIGLU)) else 1)
@@ -55,7 +55,7 @@ class Experts(torch.nn.Module):
         flat, w1, w2, b1, b2 = autocast(flat, self.w1, self.w2, self.b1, self.b2)
         plan = make_plan(ids, self.num_experts, rows_max)
         weighted = {"weights": weights} if plan.slot_offsets is None else {"row_weights": row_weights_of(weights, plan)}
-        y = expert_mlp(flat, plan, w1, w2, b1=b1, b2=b2, recompute=self.recompute, **weighted, **self.options)
+        y = expert_mlp(flat, plan, w1, w2, b1=b1, b2=b2, recompute=self.recompute, encoded=self.options, **weighted)
         # Autocast gives out what it computes in; elsewhere y has the dtype of x.
         return y.view(x.shape) if autocasting(x.device.type) else y.view(x.shape).to(dtype)
 
@@ -65,7 +65,7 @@ class SharedExperts(torch.nn.Module):
 
     def __init__(self, hidden_size, ffn_size, *, gate=False, device=None, dtype=None, **options):
         super().__init__()
-        self.options = check_options(structs["moe_expert_mlp_desc_t"], options, "SharedExperts")
+        self.options = checked(structs["moe_expert_mlp_desc_t"], options, "SharedExperts")
         wide = ffn_size * (2 if is_gated(options.get("activation", SWIGLU)) else 1)
         new = functools.partial(torch.empty, device=device, dtype=dtype)
         self.w1 = torch.nn.Parameter(new(wide, hidden_size))
@@ -81,7 +81,7 @@ class SharedExperts(torch.nn.Module):
         flat, w1, w2 = autocast(x.reshape(-1, x.shape[-1]), self.w1, self.w2)
         # One group of all rows; its offsets are made on the device.
         offsets = torch.arange(2, device=x.device) * flat.shape[0]
-        y = expert_rows(flat, offsets, w1[None], w2[None], **self.options).view(x.shape)
+        y = expert_rows(flat, offsets, w1[None], w2[None], encoded=self.options).view(x.shape)
         return y if self.gate is None else y * torch.nn.functional.linear(x, self.gate).sigmoid()
 
 

@@ -4,7 +4,9 @@ import functools
 
 import torch
 
+from .._header import structs
 from ._call import context
+from ._define import checked
 from ._router import drop
 from .experts import Experts, SharedExperts
 from .routers import ExpertChoiceRouter, SinkhornRouter, TopKRouter
@@ -33,7 +35,7 @@ class MoELayer(torch.nn.Module):
             sizes = (hidden_size, num_experts) if router == "expert_choice" else (hidden_size, num_experts, top_k)
             router = ROUTERS[router](*sizes, **own)
         self.router = router
-        self.capacity = capacity
+        self.capacity = None if capacity is None else checked(structs["moe_capacity_desc_t"], capacity, "MoELayer.capacity")
         self.experts = Experts(num_experts, hidden_size, ffn_size, device=device, dtype=dtype, **options)
         activation = {name: options[name] for name in ("activation", "gate_order", "math") if name in options}
         self.shared = SharedExperts(hidden_size, shared_ffn_size, gate=shared_gate, device=device, dtype=dtype, **activation) \
@@ -57,7 +59,7 @@ class MoELayer(torch.nn.Module):
             return self.experts(x, ids, weights, rows_max=rows_max), loss
         if self.capacity is not None:
             flat = ids.reshape(tokens, ids.shape[-1]), weights.reshape(tokens, ids.shape[-1])
-            ids, weights = (t.view(ids.shape) for t in drop(*flat, self.experts.num_experts, **self.capacity))
+            ids, weights = (t.view(ids.shape) for t in drop(*flat, self.experts.num_experts, self.capacity))
         return self.experts(x, ids, weights), loss
 
 

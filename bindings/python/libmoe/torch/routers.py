@@ -5,7 +5,7 @@ import math
 import torch
 
 from .._header import constants, structs
-from ._define import check_options
+from ._define import checked, encode
 from ._router import expert_choice, route, sinkhorn, update_bias
 from .experts import autocasting
 
@@ -47,7 +47,7 @@ class TopKRouter(Router):
                  dtype=None, **options):
         super().__init__(hidden_size, num_experts, device, dtype)
         self.top_k = top_k
-        self.options = check_options(structs["moe_router_desc_t"], _losses(aux_loss_coeff, z_loss_coeff) | options, "TopKRouter")
+        self.options = checked(structs["moe_router_desc_t"], _losses(aux_loss_coeff, z_loss_coeff) | options, "TopKRouter")
         self.register_buffer("expert_bias", torch.zeros(num_experts, device=device) if expert_bias else None)
         counts = torch.zeros(num_experts, dtype=torch.int64, device=device) if expert_bias else None
         self.register_buffer("tokens_per_expert", counts, persistent=False)
@@ -58,7 +58,7 @@ class TopKRouter(Router):
         num_sequences = x.shape[0] if x.dim() > 2 else 1
         bias = None if self.expert_bias is None else self.expert_bias.float()
         ids, weights, load, losses = route(self.logits(x), self.top_k, selection_bias=bias, padding_mask=padding_mask,
-                                           num_sequences=num_sequences, **self.options)
+                                           num_sequences=num_sequences, encoded=self.options)
         if self.tokens_per_expert is not None and self.training:
             self.tokens_per_expert += load
         shape = (*x.shape[:-1], self.top_k)
@@ -80,14 +80,15 @@ class SinkhornRouter(Router):
     def __init__(self, hidden_size, num_experts, top_k=1, *, renormalize=False, z_loss_coeff=0.0, device=None, dtype=None, **options):
         super().__init__(hidden_size, num_experts, device, dtype)
         self.top_k = top_k
-        self.options = check_options(structs["moe_sinkhorn_desc_t"], options, "SinkhornRouter")
-        self.weighting = {"score_function": SIGMOID if top_k == 1 else SOFTMAX, "renormalize": int(renormalize),
-                          "selection_bias_target": constants["MOE_BIAS_ON_LOGIT"], **_losses(0.0, z_loss_coeff)}
+        self.options = checked(structs["moe_sinkhorn_desc_t"], options, "SinkhornRouter")
+        self.weighting = encode({
+            "score_function": SIGMOID if top_k == 1 else SOFTMAX, "renormalize": int(renormalize),
+            "selection_bias_target": constants["MOE_BIAS_ON_LOGIT"], **_losses(0.0, z_loss_coeff)})
 
     def forward(self, x):
         logits = self.logits(x)
-        bias = sinkhorn(logits, **self.options) if self.training else None
-        ids, weights, _, losses = route(logits, self.top_k, selection_bias=bias, **self.weighting)
+        bias = sinkhorn(logits, self.options) if self.training else None
+        ids, weights, _, losses = route(logits, self.top_k, selection_bias=bias, encoded=self.weighting)
         shape = (*x.shape[:-1], self.top_k)
         return ids.view(shape), weights.view(shape), losses.sum()
 
