@@ -64,13 +64,18 @@ def count(lines):
 
 
 def install_torch():
-    """Begins to install PyTorch while the library is built; None where it is not wanted or there already."""
-    stamp = ROOT / ".venv" / "torch.installed"
-    wanted = ROOT / "scripts/requirements/torch.txt"
-    if os.environ.get("TORCH") == "0" or (stamp.exists() and stamp.read_text() == wanted.read_text()):
+    """Begins to install PyTorch and Transformers while the library is built; None where they are not wanted or there already."""
+    wanted = [name for name in ("torch", "transformers") if not installed(name)]
+    if os.environ.get("TORCH") == "0" or not wanted:
         return None
-    print("== installing PyTorch into .venv meanwhile, 2.4 GB (TORCH=0 leaves it out)", flush=True)
-    return subprocess.Popen([ROOT / "scripts/setup.sh", "torch"], stdout=subprocess.DEVNULL)
+    print(f"== installing {' and '.join(wanted)} into .venv meanwhile, 2.4 GB (TORCH=0 leaves them out)", flush=True)
+    return subprocess.Popen([ROOT / "scripts/setup.sh", *wanted], stdout=subprocess.DEVNULL)
+
+
+def installed(name):
+    """Whether setup.sh has installed this list of requirements as it is now."""
+    stamp = ROOT / ".venv" / f"{name}.installed"
+    return stamp.exists() and stamp.read_text() == (ROOT / f"scripts/requirements/{name}.txt").read_text()
 
 
 def installed_library():
@@ -94,7 +99,7 @@ def main():
     if built:
         run.stage("C and C++ programs on the installed library", *installed_library())
         if torch and torch.wait() != 0:
-            print("\n== PyTorch could not be installed: its tests are skipped", flush=True)
+            print("\n== PyTorch or Transformers could not be installed: their tests are skipped", flush=True)
         device = ["--device", os.environ["DEVICE"]] if os.environ.get("DEVICE") else []
         run.stage("Python", [PYTHON, "-m", "pytest", "-q", "tests/python", *device], LIBMOE=library)
     print(f"\n== {(time.monotonic() - run.began) / 60:.1f} minutes")

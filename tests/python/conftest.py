@@ -1,5 +1,6 @@
 """Options and fixtures of all Python tests: pytest tests/python [--device cuda:0] [--seed N]."""
 
+import importlib.util
 import os
 import secrets
 import sys
@@ -35,6 +36,13 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     return f"libmoe: --device {harness.device.name} --seed {config.seed}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Which packages' tests were skipped for want of the package."""
+    missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
+    if missing:
+        terminalreporter.write_line(f"skipped: the tests of {' and '.join(missing)}, which {'are' if missing[1:] else 'is'} not installed")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -15,7 +15,7 @@ from transformers.integrations.moe import grouped_mm_experts_forward  # noqa: E4
 
 FAMILIES = list(families.modules())
 # Whose other layers, written for GPUs, take long on a CPU.
-SLOW = {"glm5_next", "granitemoehybrid", "kimi_linear", "nemotron_h"}
+SLOW = {"glm5_next", "granitemoehybrid", "kimi_linear"}
 WHOLE = [family for family in FAMILIES if family not in SLOW or not harness.on_cpu()]
 DTYPES = [torch.float32, torch.bfloat16]
 

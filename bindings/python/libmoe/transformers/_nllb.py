@@ -29,7 +29,7 @@ class NllbExperts(torch.nn.Module):
 
     def __init__(self, experts):
         super().__init__()
-        modules = list(experts.values())
+        modules = [module for name, module in experts.items() if name.startswith("expert_")]
         self.num_experts = len(modules)
         for name, part in PARTS.items():
             stacked = torch.stack([module.get_parameter(part).detach() for module in modules])
