@@ -334,7 +334,7 @@ def misuse_query(report, prepared, name):
 def fuzz(report, prepared, draw):
     """Descriptions of extreme values, with no tensor given: refused or nothing to do, never a crash."""
     numbers = [-2**63, -1, 0, 1, 2, 3, 63, 2**20, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1]
-    empty = _context._new(type(prepared.args))
+    empty = _context.initial(type(prepared.args))
     for _ in range(200):
         desc = copied(prepared.desc)
         for declaration in draw.sample(list(desc.declarations.values())[1:], 3):

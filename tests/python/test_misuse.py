@@ -105,7 +105,7 @@ def test_context_destroy(raw):
 def test_context_info(raw, cpu):
     info_t = _header.structs["moe_context_info_t"]
     size = ctypes.sizeof(info_t)
-    refused(raw, raw.moe_context_info(None, ctypes.byref(_context._new(info_t))), "ctx is NULL")
+    refused(raw, raw.moe_context_info(None, ctypes.byref(_context.initial(info_t))), "ctx is NULL")
     refused(raw, raw.moe_context_info(cpu, None), "info is NULL")
     for wrong in (0, 7, 1 << 20):
         info = info_t(struct_size=wrong, device=77)
@@ -174,7 +174,7 @@ def test_device_report_message(raw):
 def test_communicators(raw, cpu):
     out = ctypes.c_void_p(0x1234)
     callbacks_t = _header.structs["moe_comm_callbacks_t"]
-    callbacks = _context._new(callbacks_t)
+    callbacks = _context.initial(callbacks_t)
     callbacks.num_ranks = 1
     refused(raw, raw.moe_comm_from_nccl(None, 0x100, ctypes.byref(out)), "ctx is NULL")
     refused(raw, raw.moe_comm_from_nccl(cpu, None, ctypes.byref(out)), "nccl_comm is NULL")

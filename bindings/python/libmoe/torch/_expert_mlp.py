@@ -29,7 +29,8 @@ def expert_mlp(x, plan, w1, w2, weights=None, b1=None, b2=None, *, row_weights=N
     """
     w1, options["w1_layout"] = stored(w1, options.get("w1_layout", 0))
     w2, options["w2_layout"] = stored(w2, options.get("w2_layout", 0))
-    return _apply(x, (w1, w2, b1, b2, weights, row_weights), plan.maps, (plan.num_tokens, plan.top_k, plan.rows_max), encode(options, encoded), recompute)
+    sizes = plan.num_tokens, plan.top_k, plan.rows_max
+    return _apply(x, (w1, w2, b1, b2, weights, row_weights), plan.maps, sizes, encode(options, encoded), recompute)
 
 
 def expert_rows(x, group_offsets, w1, w2, row_weights=None, b1=None, b2=None, *, recompute=False, encoded="", **options):
@@ -55,22 +56,22 @@ def _apply(x, experts, maps, sizes, options, recompute):
 
 
 @operator(f"expert_mlp(Tensor x, {EXPERTS}, {MAPS}, {SIZES}, int mode) -> (Tensor, Tensor)")
-def forward(x, w1, w2, b1, b2, weights, row_weights, group_offsets, token_of_row, slot_of_row, row_of_slot, slot_offsets, num_tokens, top_k,
-            rows_max, options, mode):
+def forward(x, w1, w2, b1, b2, weights, row_weights, group_offsets, token_of_row, slot_of_row, row_of_slot, slot_offsets,
+            num_tokens, top_k, rows_max, options, mode):
     """y, and fc1's output h [R, H] where it is to be saved."""
     desc, width = _desc(x, w2, num_tokens, top_k, rows_max, options)
     x, w1, w2 = rows(x), rows(w1), rows(w2)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     h = x.new_empty((rows_max, width) if mode == SAVE_FC1 else 0)
-    FORWARD(x.device, desc, x=x, w1=w1, w2=w2, b1=rows(b1), b2=rows(b2), weights=_flat(weights), row_weights=_flat(row_weights), group_offsets=group_offsets,
-            token_of_row=token_of_row, slot_of_row=slot_of_row, row_of_slot=row_of_slot, slot_offsets=slot_offsets, y=y,
-            h=h if mode == SAVE_FC1 else None)
+    FORWARD(x.device, desc, x=x, w1=w1, w2=w2, b1=rows(b1), b2=rows(b2), weights=_flat(weights),
+            row_weights=_flat(row_weights), group_offsets=group_offsets, token_of_row=token_of_row, slot_of_row=slot_of_row,
+            row_of_slot=row_of_slot, slot_offsets=slot_offsets, y=y, h=h if mode == SAVE_FC1 else None)
     return y, h
 
 
 @forward.fake
-def _(x, w1, w2, b1, b2, weights, row_weights, group_offsets, token_of_row, slot_of_row, row_of_slot, slot_offsets, num_tokens, top_k,
-      rows_max, options, mode):
+def _(x, w1, w2, b1, b2, weights, row_weights, group_offsets, token_of_row, slot_of_row, row_of_slot, slot_offsets,
+      num_tokens, top_k, rows_max, options, mode):
     width = _widths(w2, decode(options))[1]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     return y, x.new_empty((rows_max, width) if mode == SAVE_FC1 else 0)
@@ -98,23 +99,23 @@ def _(ctx, dy, _):
 
 @operator(f"expert_mlp_backward(Tensor dy, Tensor x, {EXPERTS}, Tensor? h, {MAPS}, {SIZES}, bool[] needs)"
           " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
-def backward(dy, x, w1, w2, b1, b2, weights, row_weights, h, group_offsets, token_of_row, slot_of_row, row_of_slot, slot_offsets, num_tokens,
-             top_k, rows_max, options, needs):
+def backward(dy, x, w1, w2, b1, b2, weights, row_weights, h, group_offsets, token_of_row, slot_of_row, row_of_slot,
+             slot_offsets, num_tokens, top_k, rows_max, options, needs):
     """dx, dw1, dw2, db1, db2, dweights, drow_weights; those that are not needed are empty."""
     desc, width = _desc(x, w2, num_tokens, top_k, rows_max, options)
     dy, x = rows(dy), rows(x)
     grads = _grads((x, w1, w2, b1, b2, weights, row_weights), needs)
     dx, dw1, dw2, db1, db2, dweights, drow_weights = (grad if needed else None for grad, needed in zip(grads, needs))
     BACKWARD(x.device, desc, dy=dy, x=x, w1=rows(w1), w2=rows(w2), b1=rows(b1), b2=rows(b2), weights=_flat(weights),
-             row_weights=_flat(row_weights), h=h, group_offsets=group_offsets, token_of_row=token_of_row, slot_of_row=slot_of_row, row_of_slot=row_of_slot,
-             slot_offsets=slot_offsets, dh=x.new_empty(rows_max, width), dx=dx, dw1=dw1, dw2=dw2, db1=db1, db2=db2,
-             dweights=_flat(dweights), drow_weights=_flat(drow_weights))
+             row_weights=_flat(row_weights), h=h, group_offsets=group_offsets, token_of_row=token_of_row, slot_of_row=slot_of_row,
+             row_of_slot=row_of_slot, slot_offsets=slot_offsets, dh=x.new_empty(rows_max, width), dx=dx, dw1=dw1, dw2=dw2,
+             db1=db1, db2=db2, dweights=_flat(dweights), drow_weights=_flat(drow_weights))
     return grads
 
 
 @backward.fake
-def _(dy, x, w1, w2, b1, b2, weights, row_weights, h, group_offsets, token_of_row, slot_of_row, row_of_slot, slot_offsets, num_tokens, top_k,
-      rows_max, options, needs):
+def _(dy, x, w1, w2, b1, b2, weights, row_weights, h, group_offsets, token_of_row, slot_of_row, row_of_slot,
+      slot_offsets, num_tokens, top_k, rows_max, options, needs):
     return _grads((x, w1, w2, b1, b2, weights, row_weights), needs)
 
 

@@ -15,10 +15,11 @@ def gmm(a, b, batch_sizes, trans_b=False):
 
     batch_sizes int64[E] on the CPU or with a; on the GPU it is never read by the host.
     """
-    if a.dim() != 2 or b.dim() != 3 or batch_sizes.dim() != 1:
-        raise ValueError(f"gmm takes a [R, K], b [E, K, N], batch_sizes [E]; got {list(a.shape)}, {list(b.shape)}, {list(batch_sizes.shape)}")
+    shapes = f"a {list(a.shape)}, b {list(b.shape)}, batch_sizes {list(batch_sizes.shape)}, trans_b={trans_b}"
+    if (a.dim(), b.dim(), batch_sizes.dim()) != (2, 3, 1):
+        raise ValueError(f"gmm takes a [R, K], b [E, K, N], batch_sizes [E]; got {shapes}")
     if a.shape[1] != b.shape[2 if trans_b else 1] or batch_sizes.shape[0] != b.shape[0]:
-        raise ValueError(f"gmm: a {list(a.shape)}, b {list(b.shape)}, batch_sizes {list(batch_sizes.shape)} and trans_b={trans_b} do not fit")
+        raise ValueError(f"gmm: {shapes} do not fit")
     if a.dtype != b.dtype:
         raise ValueError(f"gmm: a has dtype {a.dtype}, b {b.dtype}")
     sizes = batch_sizes.to(a.device, torch.int64, non_blocking=True).contiguous()

@@ -77,7 +77,8 @@ class SinkhornRouter(Router):
     libmoe.sinkhorn (preset, max_iterations, tolerance, ...).
     """
 
-    def __init__(self, hidden_size, num_experts, top_k=1, *, renormalize=False, z_loss_coeff=0.0, device=None, dtype=None, **options):
+    def __init__(self, hidden_size, num_experts, top_k=1, *, renormalize=False, z_loss_coeff=0.0, device=None, dtype=None,
+                 **options):
         super().__init__(hidden_size, num_experts, device, dtype)
         self.top_k = top_k
         self.options = checked(structs["moe_sinkhorn_desc_t"], options, "SinkhornRouter")

@@ -41,7 +41,7 @@ def recognise(function, columns, gated):
 def _candidates(function, columns, gated):
     for activation in ACTIVATIONS:
         if is_gated(activation) == gated and activation != CLAMPED:
-            yield from ({"activation": activation, **({"gate_order": order} if gated else {})} for order in (ORDERS if gated else [0]))
+            yield from ({"activation": activation, "gate_order": order} for order in (ORDERS if gated else ORDERS[:1]))
     if gated:
         for order in ORDERS:
             parameters = _clamp(function, columns, order)
