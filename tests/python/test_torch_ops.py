@@ -87,7 +87,11 @@ NAMES = ["dispatch_plan", "dispatch_plan_mask", "dispatch", "dispatch_backward",
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name):
     for arguments in samples()[name]:
-        torch.library.opcheck(getattr(torch.ops.libmoe, name), arguments)
+        try:
+            torch.library.opcheck(getattr(torch.ops.libmoe, name), arguments)
+        except Exception as failure:
+            # An operation that the device has no kernels for is skipped by its own exception.
+            raise failure.__cause__ if isinstance(failure.__cause__, libmoe.Unsupported) else failure
 
 
 def test_every_operator_is_checked():
