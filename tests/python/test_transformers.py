@@ -243,7 +243,7 @@ def test_weights_that_are_dtensors(tmp_path):
 
 def test_activations_that_are_no_module_s_name():
     """The probe knows functions by what they compute: any order, any clamp, and nothing that is merely near."""
-    from libmoe.transformers._probe import recognise
+    from libmoe.torch._probe import recognise
 
     def clamped(h, alpha=1.5, limit=3.0):
         up, gate = h.chunk(2, -1)

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import operator
+import sys
 
 from . import _arrays
 from ._header import constants, prototypes, structs
@@ -36,8 +37,9 @@ class Context:
     def __exit__(self, *exception):
         self.close()
 
-    def __del__(self):
-        if getattr(self, "_handle", None):
+    def __del__(self, finalizing=sys.is_finalizing):
+        # When the interpreter ends, modules are emptied already, and the process frees the rest.
+        if getattr(self, "_handle", None) and not finalizing():
             self.close()
 
     def __repr__(self):

@@ -79,9 +79,9 @@ def gpus():
         except Exception as error:  # whatever it is, the user wants to read it here
             yield Finding(BROKEN, f"cuda:{ordinal}", f"{type(error).__name__}: {error}")
         else:
-            capability = info["compute_capability"]
-            yield Finding(GOOD, f"cuda:{ordinal}",
-                          f"{name}, compute capability {capability // 10}.{capability % 10}, {info['multiprocessors']} multiprocessors")
+            major, minor = divmod(info["compute_capability"], 10)
+            found = f"{name}, compute capability {major}.{minor}, {info['multiprocessors']} multiprocessors"
+            yield Finding(GOOD, f"cuda:{ordinal}", found)
 
 
 def nccl():

@@ -47,8 +47,8 @@ class LoadReport:
 
     def summary(self):
         slots = int(self.counts.sum())
-        text = f"{slots} slots over {len(self.counts)} experts   Gini {self.gini:.3f}   max/mean {self.max_over_mean:.2f}   idle {self.idle}"
-        return text + (f"   empty slots {self.empty}" if self.empty else "")
+        text = f"{slots} slots over {len(self.counts)} experts   Gini {self.gini:.3f}   max/mean {self.max_over_mean:.2f}"
+        return text + f"   idle {self.idle}" + (f"   empty slots {self.empty}" if self.empty else "")
 
     def __str__(self, width=48):
         largest = max(int(self.counts.max(initial=0)), 1)

@@ -44,7 +44,8 @@ def main(arguments=None):
         for place, implementation in enumerate(("libmoe", *PEERS)):
             progress(number * (1 + len(PEERS)) + place, total, f"{case} T={tokens} {implementation}")
             key = f"{case}, T={tokens}"
-            rows.setdefault(key, {})[implementation] = measure(experts, implementation, case, tokens, top_k, hidden, options.repeats)
+            seconds = measure(experts, implementation, case, tokens, top_k, hidden, options.repeats)
+            rows.setdefault(key, {})[implementation] = seconds
     progress(total, total, "")
     print(table(rows))
     if options.out:

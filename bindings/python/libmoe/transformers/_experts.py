@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .._header import constants
 from ..torch import combine, dispatch, expert_mlp, grouped_gemm, make_plan
 from ..torch.experts import autocast
-from ._probe import recognise
+from ..torch._probe import recognise
 
 logger = logging.get_logger(__name__)
 LAYOUTS = {False: constants["MOE_WEIGHT_OUT_IN"], True: constants["MOE_WEIGHT_IN_OUT"]}

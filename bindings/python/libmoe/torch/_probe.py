@@ -13,7 +13,7 @@ from .. import activation_fwd
 from .._context import of_device
 from .._header import constants
 from ..activation import is_gated
-from ..torch._define import encode
+from ._define import encode
 
 ACTIVATIONS = [value for name, value in constants.items() if name.startswith("MOE_ACTIVATION_")]
 CLAMPED = constants["MOE_ACTIVATION_CLAMPED_SWIGLU"]
