@@ -16,7 +16,7 @@ mkdir -p "$root"/{include,lib/cmake/moe,lib/pkgconfig}
 install -m 755 "$library" "$root/lib/libmoe.so.$version"
 ln -sf "libmoe.so.$version" "$root/lib/$soname"
 ln -sf "$soname" "$root/lib/libmoe.so"
-install -m 644 include/moe.h bindings/cpp/moe.hpp "$root/include/"
+install -m 644 include/moe.h bindings/cpp/moe.hpp bindings/cpp/moe_layer.hpp "$root/include/"
 install -m 644 bindings/cmake/moe-config.cmake "$root/lib/cmake/moe/"
 fill bindings/cmake/moe-config-version.cmake.in >"$root/lib/cmake/moe/moe-config-version.cmake"
 fill bindings/cmake/moe.pc.in >"$root/lib/pkgconfig/moe.pc"

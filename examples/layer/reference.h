@@ -60,7 +60,7 @@ static void reference_forward(const layer *p, double *y) {
   }
 }
 
-static double reference_loss(const layer *p, const double *dy) {
+static inline double reference_loss(const layer *p, const double *dy) {
   double y[T * D], loss = 0.0;
   reference_forward(p, y);
   for (int i = 0; i < T * D; i++) loss += y[i] * dy[i];
@@ -68,7 +68,7 @@ static double reference_loss(const layer *p, const double *dy) {
 }
 
 /* d loss / d *parameter, where `parameter` points into `p`. */
-static double reference_gradient(layer *p, double *parameter, const double *dy) {
+static inline double reference_gradient(layer *p, double *parameter, const double *dy) {
   const double kept = *parameter, step = 1e-5;
   *parameter = kept + step;
   const double above = reference_loss(p, dy);

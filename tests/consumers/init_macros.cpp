@@ -3,6 +3,8 @@
 #include <moe.h>
 #include <moe.hpp>
 #include <moe.hpp>
+#include <moe_layer.hpp>
+#include <moe_layer.hpp>
 
 #include "init_macros.h"
 
