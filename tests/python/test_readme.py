@@ -1,4 +1,4 @@
-"""The README's programs, extracted and run."""
+"""The programs of the README and of docs/, extracted and run."""
 
 import os
 import re
@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CMAKE = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
-def snippets(language):
-    found = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
-    assert found, f"the README has no {language}"
+def snippets(language, document="README.md"):
+    found = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), flags=re.M | re.S)
+    assert found, f"{document} has no {language}"
     return found
 
 
@@ -29,10 +29,12 @@ def run(command, **environment):
     return done.stdout
 
 
-def test_python():
-    for number, code in enumerate(snippets("python")):
-        if "import torch" in code:
-            pytest.importorskip("torch", reason="PyTorch is not installed")
+@pytest.mark.parametrize("document", ["README.md", "docs/pytorch.md", "docs/transformers.md"])
+def test_python(document):
+    for number, code in enumerate(snippets("python", document)):
+        for package in ("torch", "transformers"):
+            if re.search(rf"(import|from) (libmoe\.)?{package}\b", code):
+                pytest.importorskip(package, reason=f"{package} is not installed")
         output = run([sys.executable, "-c", code], LIBMOE=_library.locate(), PYTHONPATH=str(ROOT / "bindings/python"))
         assert output and "nan" not in output, f"snippet {number}: {output}"
 
@@ -54,9 +56,9 @@ def test_cpp(tmp_path):
 
 
 def test_files_that_it_names_exist():
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs/dependencies.md").read_text().replace("](../", "](")
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / link).exists(), link
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
 def test_every_operation_has_its_row():
