@@ -82,7 +82,7 @@ def test_installed_tree(tmp_path):
     tree = tmp_path / "prefix"
     version = libmoe.version()
     assert {str(path.relative_to(tree)) for path in tree.rglob("*") if not path.is_dir()} == {
-        "include/moe.h", "include/moe.hpp", "lib/libmoe.so", "lib/libmoe.so.0", f"lib/libmoe.so.{version}",
+        "include/moe.h", "include/moe.hpp", "include/moe_layer.hpp", "lib/libmoe.so", "lib/libmoe.so.0", f"lib/libmoe.so.{version}",
         "lib/cmake/moe/moe-config.cmake", "lib/cmake/moe/moe-config-version.cmake", "lib/pkgconfig/moe.pc",
     }
     assert os.readlink(tree / "lib/libmoe.so") == "libmoe.so.0" and os.readlink(tree / "lib/libmoe.so.0") == f"libmoe.so.{version}"
