@@ -8,7 +8,8 @@ out=${OUT:-benches/results}
 mkdir -p "$out"
 pytest() { timeout "${LIMIT:-120}" python3 -m pytest -q -p no:cacheprovider --tb=short --device cuda:0 "$@"; }
 
-pytest tests/python/test_torch*.py >"$out/torch.log" 2>&1 &
+adaptors="test_torch.py test_torch_ops.py test_torch_modes.py test_torch_layer.py test_megablocks.py test_megatron_experts.py test_tools.py"
+pytest $(printf 'tests/python/%s ' $adaptors) >"$out/torch.log" 2>&1 &
 pytest tests/python/test_transformers.py -k "not whole" --durations=5 >"$out/transformers.log" 2>&1 &
 { pytest tests/python/test_nllb.py && pytest tests/python/test_transformers.py -k whole; } >"$out/models.log" 2>&1 &
 wait
