@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "dispatch.cuh"
+#include "overlap.cuh"
 
 // N consecutive elements, 1 or 16 bytes of them or twice as many. Two of 16 bits share a register until they are used.
 template <class T, int N> struct Elements {
@@ -147,6 +148,8 @@ __device__ inline void hand_on_gradients(const CombineFwdParams &p, const Maps &
 }
 
 template <class T> __device__ inline void combine_fwd(const CombineFwdParams &p) {
+  wait_for_launch_ahead();
+  let_next_launch_begin();
   const Maps maps(p.maps);
   const bool add = adds(p.y_mode);
   for (int64_t token = blockIdx.x; token < maps.tokens; token += gridDim.x) {

@@ -1,11 +1,11 @@
-// The plan: a stable counting sort of slots by group, in one cooperative launch.
+// The plan: a stable counting sort of slots by group.
 //
-// Each warp takes a run of tokens. It counts its slots in each group; blocks exchange their counts; then each warp
-// knows the first row of its slots in each group and walks over its tokens once more to place them.
-
-#include <cooperative_groups.h>
+// Each warp takes a run of tokens. It counts its slots in each group; with the counts of all blocks it knows the first
+// row of its slots in each group, and walks over its tokens once more to place them. One block does so in one launch;
+// several take two, of which the second has counted its own slots when the counts of the others are there.
 
 #include "dispatch.cuh"
+#include "overlap.cuh"
 #include "scan.cuh"
 
 namespace {
@@ -119,18 +119,19 @@ __device__ inline int64_t walk(const DispatchPlanParams &p, int64_t begin, int64
 }
 
 // A warp's slots in each group.
+template <bool REPORT>
 __device__ inline void count(const DispatchPlanParams &p, uint32_t *histogram, int64_t begin, int64_t end) {
   for (int64_t column = lane_id(); column < p.columns; column += 32) histogram[column] = 0;
   __syncwarp();
   const auto step = [&](bool, int group, int64_t, int64_t) {
     if (group >= 0) atomicAdd(&histogram[group], 1u);
   };
-  const int64_t slots = walk<true>(p, begin, end, step, [](int64_t, int64_t) {});
+  const int64_t slots = walk<REPORT>(p, begin, end, step, [](int64_t, int64_t) {});
   if (lane_id() == 0) histogram[p.groups] = static_cast<uint32_t>(slots);
 }
 
-// Histograms become each warp's first place among the block's slots; the block's counts go out.
-__device__ inline void publish(const DispatchPlanParams &p, uint32_t *histogram) {
+// Histograms become each warp's first place among the block's slots; keep(column, sum) gets the block's counts.
+template <class Keep> __device__ inline void add_warps(const DispatchPlanParams &p, uint32_t *histogram, Keep keep) {
   for (int64_t column = threadIdx.x; column < p.columns; column += blockDim.x) {
     uint32_t own[DISPATCH_PLAN_WARPS], sum = 0;
 #pragma unroll
@@ -142,7 +143,7 @@ __device__ inline void publish(const DispatchPlanParams &p, uint32_t *histogram)
       if (warp < blockDim.x / 32) histogram[warp * p.columns + column] = sum;
       sum += own[warp];
     }
-    p.counts[blockIdx.x * p.columns + column] = sum;
+    keep(column, sum);
   }
 }
 
@@ -239,48 +240,95 @@ __device__ inline void place_slots(const DispatchPlanParams &p, const Tables &ta
   walk<false>(p, begin, end, step, start);
 }
 
-__device__ inline void plan(const DispatchPlanParams &p, const Tables &tables) {
-  const int64_t tokens = true_count(p.tokens, p.report);
-  const int64_t warps = blockDim.x / 32, warp = threadIdx.x / 32;
-  const int64_t unit = blockIdx.x * warps + warp, units = gridDim.x * warps;
-  const int64_t begin = tokens * unit / units, end = tokens * (unit + 1) / units;
-  uint32_t *const places = tables.histogram + warp * p.columns;
-  if (p.expert_map != nullptr && blockIdx.x == 0) {
-    for (int64_t expert = threadIdx.x; expert < p.experts; expert += blockDim.x) {
-      const int32_t group = p.expert_map[expert];
-      if (group < -1 || group >= p.groups) record_fault(p.report, MOE_FAULT_MAP_ENTRY, expert, group);
-    }
+// The tokens of a warp.
+struct Run {
+  int64_t tokens;
+  int64_t begin;
+  int64_t end;
+
+  __device__ explicit Run(const DispatchPlanParams &p) : tokens(true_count(p.tokens, p.report)) {
+    const int64_t warps = blockDim.x / 32, unit = blockIdx.x * warps + threadIdx.x / 32, units = gridDim.x * warps;
+    begin = tokens * unit / units;
+    end = tokens * (unit + 1) / units;
   }
-  count(p, places, begin, end);
+};
+
+__device__ inline void check_map(const DispatchPlanParams &p) {
+  if (p.expert_map == nullptr || blockIdx.x > 0) return;
+  for (int64_t expert = threadIdx.x; expert < p.experts; expert += blockDim.x) {
+    const int32_t group = p.expert_map[expert];
+    if (group < -1 || group >= p.groups) record_fault(p.report, MOE_FAULT_MAP_ENTRY, expert, group);
+  }
+}
+
+// The counts of a block for the launch behind.
+__device__ inline void count_block(const DispatchPlanParams &p, uint32_t *histogram) {
+  const Run run(p);
+  check_map(p);
+  count<true>(p, histogram + threadIdx.x / 32 * p.columns, run.begin, run.end);
   __syncthreads();
-  publish(p, tables.histogram);
-  if (gridDim.x > 1) {
-    cooperative_groups::this_grid().sync();
-  } else {
+  uint32_t *const counts = p.counts + blockIdx.x * p.columns;
+  add_warps(p, histogram, [&](int64_t column, uint32_t sum) { counts[column] = sum; });
+}
+
+// Slots go to their rows.
+__device__ inline void place(const DispatchPlanParams &p, Tables tables) {
+  const Run run(p);
+  uint32_t *const places = tables.histogram + threadIdx.x / 32 * p.columns;
+  if (gridDim.x == 1) {
+    check_map(p);
+    tables.adders = 1;
+    count<true>(p, places, run.begin, run.end);
     __syncthreads();
+    add_warps(p, tables.histogram, [&](int64_t column, uint32_t sum) {
+      tables.first[column] = 0;
+      tables.last[column] = sum;
+    });
+  } else {
+    count<false>(p, places, run.begin, run.end);
+    __syncthreads();
+    add_warps(p, tables.histogram, [](int64_t, uint32_t) {});
+    wait_for_launch_ahead();
+    let_next_launch_begin();
+    add_up(p, tables);
   }
-  add_up(p, tables);
   __syncthreads();
   const int64_t base = column_sum(p, tables, tables.first + p.groups) + places[p.groups];
   if (blockIdx.x == 0 && threadIdx.x == 0 && p.slot_offsets.data != nullptr) {
-    store_index(p.slot_offsets, tokens, column_sum(p, tables, tables.last + p.groups));
+    store_index(p.slot_offsets, run.tokens, column_sum(p, tables, tables.last + p.groups));
   }
   place_groups(p, tables);
   __syncthreads();
-  place_slots(p, tables, places, base, begin, end);
+  place_slots(p, tables, places, base, run.begin, run.end);
+}
+
+__device__ inline Tables tables_of(const DispatchPlanParams &p, int64_t *shared) {
+  if (p.histogram != nullptr) {
+    int64_t *const places = p.places + blockIdx.x * 2 * p.columns;
+    return {p.histogram + blockIdx.x * p.columns, places, places + p.columns, 1};
+  }
+  const int adders = static_cast<int>(max(int64_t(1), blockDim.x / (p.columns / 4)));
+  int64_t *const last = shared + adders * p.columns;
+  return {reinterpret_cast<uint32_t *>(last + adders * p.columns), shared, last, adders};
 }
 
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(32 * DISPATCH_PLAN_WARPS, 1)
-    dispatch_plan(const __grid_constant__ DispatchPlanParams p) {
+    dispatch_plan_count(const __grid_constant__ DispatchPlanParams p) {
   extern __shared__ int64_t shared[];
-  if (p.histogram == nullptr) {
-    const int adders = static_cast<int>(max(int64_t(1), blockDim.x / (p.columns / 4)));
-    int64_t *const last = shared + adders * p.columns;
-    plan(p, {reinterpret_cast<uint32_t *>(last + adders * p.columns), shared, last, adders});
-  } else {
-    int64_t *const places = p.places + blockIdx.x * 2 * p.columns;
-    plan(p, {p.histogram + blockIdx.x * p.columns, places, places + p.columns, 1});
+  wait_for_launch_ahead();
+  let_next_launch_begin();
+  count_block(p, tables_of(p, shared).histogram);
+}
+
+extern "C" __global__ void __launch_bounds__(32 * DISPATCH_PLAN_WARPS, 1)
+    dispatch_plan_place(const __grid_constant__ DispatchPlanParams p) {
+  extern __shared__ int64_t shared[];
+  // The counts of others are waited for later, unless what is counted here would go where the launch ahead counts.
+  if (gridDim.x == 1 || p.histogram != nullptr) {
+    wait_for_launch_ahead();
+    let_next_launch_begin();
   }
+  place(p, tables_of(p, shared));
 }

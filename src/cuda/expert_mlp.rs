@@ -1,7 +1,7 @@
 //! The expert MLP on CUDA: its steps, most of them other operations.
 
 use super::rows::{ROW_THREADS, row_grid, row_team};
-use super::{Launch, Launcher, activation, dispatch, grouped_gemm};
+use super::{Launch, Launcher, activation, decode, dispatch, grouped_gemm};
 use crate::abi::types::*;
 use crate::check::OutputMode;
 use crate::dtype::Dtype;
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::groups::{Gather, Groups, RowWeights};
 use crate::ops::activation::{Backward, Forward};
 use crate::ops::dispatch::{CombineFwd, DispatchBwd};
-use crate::ops::expert_mlp::{PresentSizes, RowDots, ScaleRows, Steps, ZeroGaps};
+use crate::ops::expert_mlp::{LinearActivate, PresentSizes, RowDots, ScaleRows, Steps, ZeroGaps};
 use crate::ops::grouped_gemm::{BiasGrad, Linear, Wgrad};
 use crate::tensor::Matrix;
 
@@ -72,11 +72,30 @@ pub struct PresentSizesParams {
 
 pub struct CudaSteps<'a> {
     pub launcher: &'a Launcher<'a>,
+    /// Kernels that sum differently for other sizes of groups are left alone.
+    pub batch_invariant: bool,
 }
 
 impl Steps for CudaSteps<'_> {
     fn linear(&self, step: &Linear) -> Result<()> {
+        if !self.batch_invariant && decode::linear(self.launcher, step, false)? {
+            return Ok(());
+        }
         grouped_gemm::linear(self.launcher, step)
+    }
+
+    fn linear_activate(&self, step: &LinearActivate) -> Result<()> {
+        if !self.batch_invariant && decode::linear_activate(self.launcher, step)? {
+            return Ok(());
+        }
+        step.by_parts(self)
+    }
+
+    fn linear_behind_activation(&self, step: &Linear) -> Result<()> {
+        if !self.batch_invariant && decode::linear(self.launcher, step, true)? {
+            return Ok(());
+        }
+        self.linear(step)
     }
 
     fn wgrad(&self, step: &Wgrad) -> Result<()> {

@@ -4,6 +4,7 @@
 //! `kernels/params/X.h` from it, and `kernels/X.cu` takes it by value. See `Device::run` for an example.
 
 pub mod activation;
+pub mod decode;
 mod device;
 pub mod dispatch;
 mod driver;

@@ -40,6 +40,7 @@ pub fn sum(launcher: &Launcher, params: &CombineFwdParams) -> Result<()> {
         kernel: instance(params.rows.dtype, ["combine_fwd_fp32", "combine_fwd_fp16", "combine_fwd_bf16"]),
         grid: [params.maps.tokens.bound.clamp(0, i32::MAX.into()) as u32, 1, 1],
         block: threads(params.hidden / step(params.packs, params.rows.dtype), DISPATCH_THREADS),
+        overlap: true,
         ..Default::default()
     };
     launcher.launch(&launch, params)

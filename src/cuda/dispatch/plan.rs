@@ -1,4 +1,4 @@
-//! The plan: one cooperative launch. Blocks count the slots of their tokens, wait for each other, and place them.
+//! The plan: slots are counted and placed, in one launch of one block or in two of several.
 
 use super::*;
 use crate::abi::types::moe_stream_t;
@@ -27,7 +27,9 @@ pub fn plan_layout(device: &Device, sizes: &PlanSizes) -> (Layout, Shape) {
     // Every block reads the counts of all: their number is such that this stays cheap beside the slots themselves.
     let slots = sizes.slots();
     let readers = (slots.saturating_mul(4).max(1 << 22) / columns).isqrt();
-    let blocks = (slots / 1024).min(readers).clamp(1, device.multiprocessors.into());
+    let wanted = (slots / 1024).min(readers).clamp(1, device.multiprocessors.into());
+    // Up to so many one launch of one block is faster than two.
+    let blocks = if slots <= 4096 { 1 } else { wanted };
     let mut layout = Layout::default();
     let counts = layout.part(blocks * columns * 4);
     let spilled = if shared == 0 { blocks * columns } else { 0 };
@@ -82,14 +84,17 @@ pub fn plan(
             places: if shape.shared == 0 { workspace.at(shape.places) } else { std::ptr::null_mut() },
             report: launcher.report,
         };
-        let launch = Launch {
-            kernel: "dispatch_plan",
+        let launch = |kernel| Launch {
+            kernel,
             grid: [shape.blocks, 1, 1],
             block: (32 * shape.warps) as u32,
             shared: shape.shared,
-            cooperative: shape.blocks > 1,
+            overlap: true,
             ..Default::default()
         };
-        launcher.launch(&launch, &params)
+        if shape.blocks > 1 {
+            launcher.launch(&launch("dispatch_plan_count"), &params)?;
+        }
+        launcher.launch(&launch("dispatch_plan_place"), &params)
     })
 }

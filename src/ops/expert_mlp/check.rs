@@ -36,6 +36,7 @@ pub fn shape(ctx: &moe_context_t, desc: &moe_expert_mlp_desc_t) -> Result<Shape>
             _ => WeightsAt::Input,
         },
         tf32: check::mode("desc.math", desc.math, MOE_MATH_TF32)? == MOE_MATH_TF32,
+        batch_invariant: check::switch("desc.batch_invariant", desc.batch_invariant)?,
         w1_layout: WeightLayout::check("desc.w1_layout", desc.w1_layout)?,
         w2_layout: WeightLayout::check("desc.w2_layout", desc.w2_layout)?,
     };
@@ -44,7 +45,7 @@ pub fn shape(ctx: &moe_context_t, desc: &moe_expert_mlp_desc_t) -> Result<Shape>
     // The widest thing that the workspace holds for a row.
     let widest = shape.hidden.max(2 * shape.activation.ffn);
     check::elements("desc.rows_max x the larger of hidden_size and 2 * ffn_size", &[shape.rows, widest, 4])?;
-    if check::switch("desc.batch_invariant", desc.batch_invariant)? && matches!(ctx.backend, Backend::Cpu) {
+    if shape.batch_invariant && matches!(ctx.backend, Backend::Cpu) {
         return Err(Error::unsupported("desc.batch_invariant is MOE_ON; the CPU backend does not promise it"));
     }
     Ok(shape)

@@ -83,7 +83,7 @@ impl Operation for Forward {
         })?;
         let direct = !combines && !weigh_output;
         let mode = if direct { self.y_mode } else { OVERWRITE };
-        steps.linear(&Linear {
+        steps.linear_behind_activation(&Linear {
             groups,
             n: hidden,
             k: activation.ffn,

@@ -55,6 +55,8 @@ pub struct Shape {
     pub combines: bool,
     pub weights_at: WeightsAt,
     pub tf32: bool,
+    /// A row's result has the same bits whatever the other rows are.
+    pub batch_invariant: bool,
     pub w1_layout: WeightLayout,
     pub w2_layout: WeightLayout,
 }
@@ -150,7 +152,8 @@ fn start<O: Operation>(ctx: &moe_context_t, op: O, report: *mut moe_device_repor
             .with_report(report, |report| op.run(&scratch, &workspace, &cpu::expert_mlp::CpuSteps { report: &report })),
         #[cfg(feature = "cuda")]
         Backend::Cuda(device) => device.run(report, call.stream, |launcher| {
-            op.run(&scratch, &workspace, &cuda::expert_mlp::CudaSteps { launcher })
+            let batch_invariant = op.shape().batch_invariant;
+            op.run(&scratch, &workspace, &cuda::expert_mlp::CudaSteps { launcher, batch_invariant })
         }),
     }
 }

@@ -20,6 +20,11 @@ pub trait Steps: Sized {
         step.by_parts(self)
     }
 
+    /// A product right behind `linear_activate`, whose weights and groups are older than that step.
+    fn linear_behind_activation(&self, step: &Linear) -> Result<()> {
+        self.linear(step)
+    }
+
     fn wgrad(&self, step: &Wgrad) -> Result<()>;
     fn bias_grad(&self, step: &BiasGrad) -> Result<()>;
     fn activate(&self, step: &activation::Forward) -> Result<()>;

@@ -51,7 +51,8 @@ class Layer:
         return self.ctx.prepare("expert_mlp_fwd", self.desc, args)
 
 
-def make(ctx, shape: Shape, kind: str, seed: int = 1) -> Layer:
+def make(ctx, shape: Shape, kind: str, seed: int = 1, weights_of_experts=None) -> Layer:
+    """`weights_of_experts`: (w1, w2) of another layer of these widths."""
     import torch
 
     def randn(*size, scale=1.0):
@@ -68,7 +69,8 @@ def make(ctx, shape: Shape, kind: str, seed: int = 1) -> Layer:
         group_offsets=ints(E + 1, torch.int64), group_sizes=ints(E, torch.int64), row_of_slot=ints(T * K),
         slot_of_row=ints(rows_max), token_of_row=ints(rows_max),
     )
-    w1, w2 = randn(E, 2 * shape.f, shape.d, scale=shape.d**-0.5), randn(E, shape.d, shape.f, scale=shape.f**-0.5)
+    w1, w2 = weights_of_experts or (
+        randn(E, 2 * shape.f, shape.d, scale=shape.d**-0.5), randn(E, shape.d, shape.f, scale=shape.f**-0.5))
     layer = Layer(shape, ctx, w1, w2, ids, weights, plan, rows_max)
     layer.prepare_plan()()
     torch.cuda.synchronize()

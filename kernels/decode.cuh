@@ -1,0 +1,254 @@
+// Few rows through many weights: c[rows, n] = a[rows, k] * w_g^T, with weights as the first operand of mma.sync, so
+// that a tile is 128 outputs by as few as 8 rows. What counts is that weights stream: each block has its run of them in
+// flight, slot behind slot, through tiles and epilogues, and the launch behind begins on its own while this one ends.
+#pragma once
+
+#include "decode_load.cuh"
+#include "overlap.cuh"
+
+namespace decode {
+
+// Sums of a warp: 32 outputs, of each the products with 8 * N rows. Lane 4g + t has outputs g and g + 8 of 16, rows 2t
+// and 2t + 1 of 8.
+template <int N> using Sums = float[2][N][4];
+
+// Addresses of a warp's fragments in a slot. A slot's k is cut into pieces of 32, a warp each.
+template <bool ACROSS> struct Fragments {
+  // Of 16 outputs each, for the first 16 of 32 k.
+  uint32_t weights[2];
+  // From those to the other 16, where they lie across.
+  uint32_t next_k;
+  uint32_t tokens;
+  uint32_t token_step;
+
+  // HALVES: across, the 8 outputs of a gate and those of its up half make 16.
+  __device__ Fragments(int shift, bool halves) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warps = 4 >> shift, m = warp % warps, piece = warp / warps;
+    const int bytes = 128 << shift;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int sixteen = 2 * m + i;
+      if constexpr (ACROSS) {
+        const int second = lane / 8 % 2;
+        const int unit = halves ? sixteen / 4 * 8 + second * 4 + sixteen % 4 : 2 * sixteen + second;
+        weights[i] = swizzled(32 * piece + lane / 16 * 8 + lane % 8, unit, 256 >> shift);
+      } else {
+        weights[i] = swizzled(16 * sixteen + lane % 16, 4 * piece + lane / 16, bytes);
+      }
+    }
+    next_k = 16 * (256 >> shift);
+    tokens = DECODE_WEIGHTS + swizzled(lane % 8, 4 * piece + lane / 8, bytes);
+    token_step = 8 * bytes;
+  }
+
+  // The products with the first 8 * N rows.
+  template <class T, int N, int MOST> __device__ void multiply(Sums<MOST> &sums, uint32_t slot) const {
+    uint32_t a[2][2][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        if constexpr (ACROSS) {
+          ldmatrix_transposed(a[i][h], slot + weights[i] + h * next_k);
+        } else {
+          ldmatrix(a[i][h], slot + (weights[i] ^ (h * 2 * UNIT)));
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      uint32_t b[4];
+      ldmatrix(b, slot + tokens + j * token_step);
+      const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        mma(sums[i][j], a[i][0], first, T{});
+        mma(sums[i][j], a[i][1], second, T{});
+      }
+    }
+  }
+};
+
+// The sums of a tile over the pieces of k, 16 rows at a time: each row [outputs and 4] of each piece behind the other.
+struct Exchange {
+  float *room;
+  int outputs;
+  int pieces;
+
+  __device__ Exchange(uint8_t *slot, int shift)
+      : room(reinterpret_cast<float *>(slot)), outputs(128 >> shift), pieces(2 << shift) {}
+
+  __device__ int pitch() const { return outputs + 4; }
+
+  // A warp's sums of rows 16 * round and on.
+  template <int N> __device__ void put(const Sums<N> &sums, int round) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = outputs / 32;
+    float *const to = room + (warp / warps * 16 + lane % 4 * 2) * pitch() + warp % warps * 32 + lane / 4;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      if (j / 2 != round) continue;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float *const at = to + j % 2 * 8 * pitch() + 16 * i;
+        at[0] = sums[i][j][0];
+        at[pitch()] = sums[i][j][1];
+        at[8] = sums[i][j][2];
+        at[pitch() + 8] = sums[i][j][3];
+      }
+    }
+  }
+
+  // In the order of the pieces.
+  __device__ float sum(int row, int output) const {
+    float sum = 0.0f;
+    for (int piece = 0; piece < pieces; ++piece) sum += room[(piece * 16 + row) * pitch() + output];
+    return sum;
+  }
+};
+
+// Where the sums of a tile go.
+template <class T, bool ACTIVATES, bool ACROSS> struct Epilogue {
+  const DecodeParams &p;
+  const Tile &tile;
+
+  __device__ float bias(int column) const {
+    return p.bias.data == nullptr ? 0.0f : load_float(p.bias, tile.group * p.bias.pitch + column);
+  }
+
+  // Column `place` of the tile's part of c, of row `row` of the exchange, row `own` of the tile.
+  __device__ void store(const Exchange &exchange, int place, int row, int own) const {
+    constexpr int GRANULE = ACROSS ? 64 : 16;
+    const bool gated = ACTIVATES && p.formula.gated;
+    const int column = GRANULE / (gated ? 2 : 1) * tile.granule + place;
+    if (column >= p.n || own >= tile.tokens) return;
+    const int64_t at = int64_t(tile.first) + own;
+    if constexpr (ACTIVATES) {
+      float gate[1], up[1] = {0.0f}, act[1];
+      if (gated) {
+        const bool alternate = ACROSS && p.block == 1;
+        const int output = alternate ? 2 * place : place / 8 * 16 + place % 8;
+        const Outputs h{p};
+        gate[0] = exchange.sum(row, output) + bias(h.gate_column(column));
+        up[0] = exchange.sum(row, output + (alternate ? 1 : 8)) + bias(h.up_column(column));
+      } else {
+        gate[0] = exchange.sum(row, place) + bias(column);
+      }
+      activate<1>(p.formula, gate, up, act);
+      row_of<T>(p.c, at)[column] = from_float<T>(act[0] * row_weight(p.row_weights, at, p.report));
+    } else {
+      float value = p.alpha * exchange.sum(row, place) + bias(column);
+      const int64_t to = at * p.c.pitch + column;
+      if (adds(p.mode)) value += p.beta * load_float(p.c, to);
+      store_float(p.c, to, value);
+    }
+  }
+};
+
+// Waits until the slot that is read next has arrived: `slots` - 2 behind it may be under way.
+__device__ inline void wait_for_slot(int slots) {
+  switch (slots) {
+  case 3: cp_async_wait<1>(); break;
+  case 4: cp_async_wait<2>(); break;
+  case 5: cp_async_wait<3>(); break;
+  case 6: cp_async_wait<4>(); break;
+  case 7: cp_async_wait<5>(); break;
+  default: cp_async_wait<6>();
+  }
+}
+
+// N: rows that go through weights at a time, in eights.
+template <class T, bool ACTIVATES, bool ACROSS, int N> __device__ inline void run(const DecodeParams &p) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  const int slot_bytes = DECODE_WEIGHTS + DECODE_TOKEN * p.token_room, end = p.slots * slot_bytes;
+  const bool gated = ACTIVATES && p.formula.gated;
+  const int granule = (ACROSS ? 64 : 16) / (gated ? 2 : 1);
+  if (!p.early) {
+    wait_for_launch_ahead();
+    let_next_launch_begin();
+  }
+  Work work(p, reinterpret_cast<Entry *>(shared + end), (p.n + granule - 1) / granule, ACROSS ? 2 : 8);
+  const uint32_t base = shared_address(shared);
+  const uint64_t policy = evict_first();
+  const int sources = static_cast<int>(true_count(p.gather.rows, p.report));
+
+  Stream<T, ACTIVATES, ACROSS> stream{work};
+  stream.begin(p, sources);
+  int write = 0;
+  // Where weights may be read early they come first, in slots whose rows follow.
+#pragma unroll 1
+  for (bool of_tokens = !p.early;; of_tokens = true) {
+    const bool of_weights = !p.early || !of_tokens;
+#pragma unroll 1
+    for (write = 0; write < end - slot_bytes; write += slot_bytes) {
+      stream.issue(p, base + write, of_weights, of_tokens, policy, sources);
+      if (of_tokens) cp_async_commit();
+    }
+    if (of_tokens) break;
+    wait_for_launch_ahead();
+    let_next_launch_begin();
+    stream.work = work;
+    stream.begin(p, sources);
+  }
+
+  int read = 0;
+  Tile tile;
+#pragma unroll 1
+  while (work.next(tile)) {
+    const int shift = shift_of<ACROSS>(p, tile), warps = 4 >> shift;
+    const bool works = threadIdx.x / 32 % warps * 2 < tile.count * (ACROSS ? 4 : 1);
+    const Fragments<ACROSS> fragments(shift, gated && p.block != 1);
+    Sums<N> sums = {};
+    int last;
+#pragma unroll 1
+    for (int k = 0; k < p.k; k += 64 << shift) {
+      wait_for_slot(p.slots);
+      __syncthreads();
+      stream.issue(p, base + write, true, true, policy, sources);
+      cp_async_commit();
+      if (works) {
+        if (tile.tokens <= 8) {
+          fragments.template multiply<T, 1, N>(sums, base + read);
+        } else if (tile.tokens <= 16) {
+          fragments.template multiply<T, 2, N>(sums, base + read);
+        } else if (N == 4 || tile.tokens <= 32) {
+          fragments.template multiply<T, 4, N>(sums, base + read);
+        } else {
+          fragments.template multiply<T, N, N>(sums, base + read);
+        }
+      }
+      last = read;
+      write = read;
+      read = read + slot_bytes == end ? 0 : read + slot_bytes;
+    }
+
+    // The slot that was read last is filled again behind the next barrier only.
+    const Exchange exchange(shared + last, shift);
+    const Epilogue<T, ACTIVATES, ACROSS> epilogue{p, tile};
+    const int columns = granule * tile.count;
+#pragma unroll 1
+    for (int round = 0; 16 * round < tile.tokens; ++round) {
+      __syncthreads();
+      if (works) exchange.put(sums, round);
+      __syncthreads();
+#pragma unroll 1
+      for (int i = threadIdx.x; i < 16 * columns; i += THREADS) {
+        epilogue.store(exchange, i % columns, i / columns, 16 * round + i / columns);
+      }
+    }
+  }
+  cp_async_wait<0>();
+}
+
+}  // namespace decode
+
+// Up to 32 rows at a time, two blocks a multiprocessor; wide: up to 64.
+#define DECODE_KERNELS(NAME, T, ACTIVATES, ACROSS)                                                                   \
+  extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 2)                                                    \
+      decode_##NAME(const __grid_constant__ DecodeParams p) {                                                        \
+    decode::run<T, ACTIVATES, ACROSS, 4>(p);                                                                         \
+  }                                                                                                                  \
+  extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 1)                                                    \
+      decode_wide_##NAME(const __grid_constant__ DecodeParams p) {                                                   \
+    decode::run<T, ACTIVATES, ACROSS, 8>(p);                                                                         \
+  }

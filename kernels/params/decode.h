@@ -1,0 +1,52 @@
+// Generated from the Rust sources: do not edit.
+
+#ifndef MOE_PARAMS_DECODE_H
+#define MOE_PARAMS_DECODE_H
+
+#include "types.h"
+
+/// Threads of a block.
+constexpr static const int32_t DECODE_THREADS = 256;
+
+/// Bytes of weights that a slot of the pipeline holds; of a token's row as many as DECODE_TOKEN at least.
+constexpr static const int32_t DECODE_WEIGHTS = 16384;
+
+constexpr static const int32_t DECODE_TOKEN = 128;
+
+/// c[r] = alpha * a[r] * op(w_g)^T + bias[g] (+ beta * c[r]), or weight[r] * act of such a sum.
+struct DecodeParams {
+  Groups groups;
+  Matrix a;
+  /// Index data is NULL where rows are taken as they are.
+  Gather gather;
+  /// The gate's alone where `up` is there.
+  Grouped weight;
+  /// Data and pointers are NULL where `weight` is all.
+  Grouped up;
+  /// Data is NULL without a bias. Of an activation it is h's.
+  Matrix bias;
+  /// Of an activation alone.
+  Formula formula;
+  RowWeights row_weights;
+  Matrix c;
+  /// Of a plain product alone.
+  OutputMode mode;
+  float alpha;
+  float beta;
+  /// Columns of c, and of a.
+  int32_t n;
+  int32_t k;
+  /// h holds so many columns of one half, then as many of the other.
+  int32_t block;
+  bool up_first;
+  /// Weights and groups are older than the launch before this one: they may be read while that still runs.
+  bool early;
+  /// Slots of the pipeline.
+  int32_t slots;
+  /// The most rows that go through weights at a time, and for how many of them a slot has room.
+  int32_t tokens;
+  int32_t token_room;
+  moe_device_report_t *report;
+};
+
+#endif  // MOE_PARAMS_DECODE_H
