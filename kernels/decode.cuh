@@ -1,9 +1,11 @@
 // Few rows through many weights: c[rows, n] = a[rows, k] * w_g^T, with weights as the first operand of mma.sync, so
-// that a tile is 128 outputs by as few as 8 rows. What counts is that weights stream: each block has its run of them in
-// flight, slot behind slot, through tiles and epilogues, and the launch behind begins on its own while this one ends.
+// that a tile is 128 outputs by as few as 8 rows. What counts is that weights stream: four warps of each block keep its
+// run of them in flight, slot behind slot, whatever the eight that multiply are at; and the launch behind begins to read
+// its own while this one ends.
 #pragma once
 
 #include "decode_load.cuh"
+#include "mbarrier.cuh"
 #include "overlap.cuh"
 
 namespace decode {
@@ -70,7 +72,8 @@ template <bool ACROSS> struct Fragments {
   }
 };
 
-// The sums of a tile over the pieces of k, 16 rows at a time: each row [outputs and 4] of each piece behind the other.
+// The sums of a tile over the pieces of k, 16 rows at a time, in a slot: rows [outputs and 4] of one piece, then of the
+// next.
 struct Exchange {
   float *room;
   int outputs;
@@ -118,9 +121,8 @@ template <class T, bool ACTIVATES, bool ACROSS> struct Epilogue {
 
   // Column `place` of the tile's part of c, of row `row` of the exchange, row `own` of the tile.
   __device__ void store(const Exchange &exchange, int place, int row, int own) const {
-    constexpr int GRANULE = ACROSS ? 64 : 16;
     const bool gated = ACTIVATES && p.formula.gated;
-    const int column = GRANULE / (gated ? 2 : 1) * tile.granule + place;
+    const int column = Work<ACTIVATES, ACROSS>::columns(p) * tile.granule + place;
     if (column >= p.n || own >= tile.tokens) return;
     const int64_t at = int64_t(tile.first) + own;
     if constexpr (ACTIVATES) {
@@ -145,110 +147,159 @@ template <class T, bool ACTIVATES, bool ACROSS> struct Epilogue {
   }
 };
 
-// Waits until the slot that is read next has arrived: `slots` - 2 behind it may be under way.
-__device__ inline void wait_for_slot(int slots) {
-  switch (slots) {
-  case 3: cp_async_wait<1>(); break;
-  case 4: cp_async_wait<2>(); break;
-  case 5: cp_async_wait<3>(); break;
-  case 6: cp_async_wait<4>(); break;
-  case 7: cp_async_wait<5>(); break;
-  default: cp_async_wait<6>();
+// The slots, and for each a barrier that completes when it is full and one when it is empty again.
+struct Slots {
+  const DecodeParams &p;
+  uint8_t *const data;
+  const uint32_t barriers;
+
+  __device__ int bytes() const { return DECODE_WEIGHTS + DECODE_TOKEN * p.token_room; }
+  __device__ uint32_t full(int slot) const { return barriers + 16 * slot; }
+  __device__ uint32_t empty(int slot) const { return barriers + 16 * slot + 8; }
+  __device__ uint32_t address(int slot) const { return shared_address(data) + slot * bytes(); }
+};
+
+__device__ inline Slots slots_of(const DecodeParams &p) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ uint64_t barriers[2 * DECODE_SLOTS];
+  return {p, shared, shared_address(barriers)};
+}
+
+// A place in the ring of slots.
+struct Place {
+  int slot = 0;
+  uint32_t parity = 0;
+
+  __device__ void advance(int slots) {
+    if (++slot < slots) return;
+    slot = 0;
+    parity ^= 1;
+  }
+};
+
+// Weights come first: they may be read early, and while it is looked up which rows go through them.
+template <class T, bool ACTIVATES, bool ACROSS, int N>
+__device__ inline void load(const DecodeParams &p, const Work<ACTIVATES, ACROSS> &work) {
+  const uint64_t policy = evict_first();
+  const Slots slots = slots_of(p);
+  Stream<T, ACTIVATES, ACROSS, N> ahead(work), stream(work);
+  ahead.begin(p, false, 0);
+#pragma unroll 1
+  for (int slot = 0; slot < p.slots && ahead.active; ++slot) {
+    ahead.issue_weights(p, slots.address(slot), policy);
+    ahead.advance(p, false, 0);
+  }
+  if (p.early) {
+    wait_for_launch_ahead();
+    let_next_launch_begin();
+  }
+  const int sources = static_cast<int>(true_count(p.gather.rows, p.report));
+  Place place;
+  stream.begin(p, true, sources);
+#pragma unroll 1
+  for (int number = 0; stream.active; ++number) {
+    if (number >= p.slots) {
+      mbarrier_wait(slots.empty(place.slot), place.parity ^ 1);
+      stream.issue_weights(p, slots.address(place.slot), policy);
+    }
+    stream.issue_tokens(p, slots.address(place.slot));
+    mbarrier_arrive_behind_copies(slots.full(place.slot));
+    place.advance(p.slots);
+    stream.advance(p, true, sources);
+  }
+  cp_async_commit();
+  cp_async_wait<0>();
+}
+
+// The multiplying warps wait for each other.
+__device__ inline void wait_for_multipliers() { asm volatile("bar.sync 1, %0;" ::"n"(DECODE_MULTIPLIERS) : "memory"); }
+
+template <class T, bool ACTIVATES, bool ACROSS, int N>
+__device__ inline void multiply(const DecodeParams &p, Work<ACTIVATES, ACROSS> work) {
+  const bool gated = ACTIVATES && p.formula.gated;
+  const Slots slots = slots_of(p);
+  const auto release = [&](int slot) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(slots.empty(slot));
+  };
+  Place place;
+  Tile tile;
+#pragma unroll 1
+  while (work.next(p, tile)) {
+    const int shift = shift_of<ACROSS>(p, tile), warps = 4 >> shift, sixteens = tile.count * (ACROSS ? 4 : 1);
+    const bool works = threadIdx.x / 32 % warps * 2 < sixteens;
+    const Fragments<ACROSS> fragments(shift, gated && p.block != 1);
+    Sums<N> sums = {};
+    int last = 0;
+#pragma unroll 1
+    for (int k = 0; k < p.k; k += 64 << shift) {
+      mbarrier_wait(slots.full(place.slot), place.parity);
+      const uint32_t slot = slots.address(place.slot);
+      if (works) {
+        if (tile.tokens <= 8) {
+          fragments.template multiply<T, 1, N>(sums, slot);
+        } else if (tile.tokens <= 16) {
+          fragments.template multiply<T, 2, N>(sums, slot);
+        } else if (N == 4 || tile.tokens <= 32) {
+          fragments.template multiply<T, 4, N>(sums, slot);
+        } else if (tile.tokens <= 48) {
+          fragments.template multiply<T, N == 8 ? 6 : N, N>(sums, slot);
+        } else {
+          fragments.template multiply<T, N, N>(sums, slot);
+        }
+      }
+      last = place.slot;
+      if (k + (64 << shift) < p.k) release(last);
+      place.advance(p.slots);
+    }
+
+    // The slot that was read last is kept for the sums.
+    const Exchange exchange(slots.data + last * slots.bytes(), shift);
+    const Epilogue<T, ACTIVATES, ACROSS> epilogue{p, tile};
+    const int columns = (gated ? 8 : 16) * sixteens;
+#pragma unroll 1
+    for (int round = 0; 16 * round < tile.tokens; ++round) {
+      wait_for_multipliers();
+      if (works) exchange.put(sums, round);
+      wait_for_multipliers();
+      const int elements = min(16, tile.tokens - 16 * round) * columns;
+#pragma unroll 1
+      for (int i = threadIdx.x; i < elements; i += DECODE_MULTIPLIERS) {
+        epilogue.store(exchange, i % columns, i / columns, 16 * round + i / columns);
+      }
+    }
+    release(last);
   }
 }
 
 // N: rows that go through weights at a time, in eights.
 template <class T, bool ACTIVATES, bool ACROSS, int N> __device__ inline void run(const DecodeParams &p) {
-  extern __shared__ __align__(128) uint8_t shared[];
-  const int slot_bytes = DECODE_WEIGHTS + DECODE_TOKEN * p.token_room, end = p.slots * slot_bytes;
-  const bool gated = ACTIVATES && p.formula.gated;
-  const int granule = (ACROSS ? 64 : 16) / (gated ? 2 : 1);
+  if (threadIdx.x < p.slots) {
+    const Slots slots = slots_of(p);
+    mbarrier_init(slots.full(threadIdx.x), DECODE_LOADERS);
+    mbarrier_init(slots.empty(threadIdx.x), DECODE_MULTIPLIERS / 32);
+  }
   if (!p.early) {
     wait_for_launch_ahead();
     let_next_launch_begin();
   }
-  Work work(p, reinterpret_cast<Entry *>(shared + end), (p.n + granule - 1) / granule, ACROSS ? 2 : 8);
-  const uint32_t base = shared_address(shared);
-  const uint64_t policy = evict_first();
-  const int sources = static_cast<int>(true_count(p.gather.rows, p.report));
-
-  Stream<T, ACTIVATES, ACROSS> stream{work};
-  stream.begin(p, sources);
-  int write = 0;
-  // Where weights may be read early they come first, in slots whose rows follow.
-#pragma unroll 1
-  for (bool of_tokens = !p.early;; of_tokens = true) {
-    const bool of_weights = !p.early || !of_tokens;
-#pragma unroll 1
-    for (write = 0; write < end - slot_bytes; write += slot_bytes) {
-      stream.issue(p, base + write, of_weights, of_tokens, policy, sources);
-      if (of_tokens) cp_async_commit();
-    }
-    if (of_tokens) break;
-    wait_for_launch_ahead();
-    let_next_launch_begin();
-    stream.work = work;
-    stream.begin(p, sources);
+  const Work<ACTIVATES, ACROSS> work(p);
+  if (threadIdx.x >= DECODE_MULTIPLIERS) {
+    load<T, ACTIVATES, ACROSS, N>(p, work);
+  } else {
+    multiply<T, ACTIVATES, ACROSS, N>(p, work);
   }
-
-  int read = 0;
-  Tile tile;
-#pragma unroll 1
-  while (work.next(tile)) {
-    const int shift = shift_of<ACROSS>(p, tile), warps = 4 >> shift;
-    const bool works = threadIdx.x / 32 % warps * 2 < tile.count * (ACROSS ? 4 : 1);
-    const Fragments<ACROSS> fragments(shift, gated && p.block != 1);
-    Sums<N> sums = {};
-    int last;
-#pragma unroll 1
-    for (int k = 0; k < p.k; k += 64 << shift) {
-      wait_for_slot(p.slots);
-      __syncthreads();
-      stream.issue(p, base + write, true, true, policy, sources);
-      cp_async_commit();
-      if (works) {
-        if (tile.tokens <= 8) {
-          fragments.template multiply<T, 1, N>(sums, base + read);
-        } else if (tile.tokens <= 16) {
-          fragments.template multiply<T, 2, N>(sums, base + read);
-        } else if (N == 4 || tile.tokens <= 32) {
-          fragments.template multiply<T, 4, N>(sums, base + read);
-        } else {
-          fragments.template multiply<T, N, N>(sums, base + read);
-        }
-      }
-      last = read;
-      write = read;
-      read = read + slot_bytes == end ? 0 : read + slot_bytes;
-    }
-
-    // The slot that was read last is filled again behind the next barrier only.
-    const Exchange exchange(shared + last, shift);
-    const Epilogue<T, ACTIVATES, ACROSS> epilogue{p, tile};
-    const int columns = granule * tile.count;
-#pragma unroll 1
-    for (int round = 0; 16 * round < tile.tokens; ++round) {
-      __syncthreads();
-      if (works) exchange.put(sums, round);
-      __syncthreads();
-#pragma unroll 1
-      for (int i = threadIdx.x; i < 16 * columns; i += THREADS) {
-        epilogue.store(exchange, i % columns, i / columns, 16 * round + i / columns);
-      }
-    }
-  }
-  cp_async_wait<0>();
 }
 
 }  // namespace decode
 
 // Up to 32 rows at a time, two blocks a multiprocessor; wide: up to 64.
 #define DECODE_KERNELS(NAME, T, ACTIVATES, ACROSS)                                                                   \
-  extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 2)                                                    \
+  extern "C" __global__ void __launch_bounds__(decode::THREADS, 2)                                                   \
       decode_##NAME(const __grid_constant__ DecodeParams p) {                                                        \
     decode::run<T, ACTIVATES, ACROSS, 4>(p);                                                                         \
   }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 1)                                                    \
+  extern "C" __global__ void __launch_bounds__(decode::THREADS, 1)                                                   \
       decode_wide_##NAME(const __grid_constant__ DecodeParams p) {                                                   \
     decode::run<T, ACTIVATES, ACROSS, 8>(p);                                                                         \
   }

@@ -8,7 +8,7 @@
 
 namespace decode {
 
-constexpr int THREADS = DECODE_THREADS;
+constexpr int THREADS = DECODE_MULTIPLIERS + DECODE_LOADERS;
 constexpr int WARPS = THREADS / 32;
 
 // A group that has rows. Its granules are numbered up to `upto`.
@@ -29,42 +29,25 @@ struct Tile {
   int count;
 };
 
-// The sum of `value` over the threads up to this one; `all`: of the block. `room` holds WARPS numbers.
-__device__ inline int inclusive_sum(int value, int &all, int *room) {
+// `combine` over the values of the threads up to this one, and of those before it; `all`: of the block. 0 is neutral.
+template <class Value, class Combine>
+__device__ inline void scan(Value value, Value &upto, Value &before, Value &all, Value *room, const Combine &combine) {
+  upto = value;
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
-    const int below = __shfl_up_sync(WARP, value, distance);
-    if (threadIdx.x % 32 >= distance) value += below;
+    const Value below = __shfl_up_sync(WARP, upto, distance);
+    if (threadIdx.x % 32 >= distance) upto = combine(upto, below);
   }
-  if (threadIdx.x % 32 == 31) room[threadIdx.x / 32] = value;
+  before = __shfl_up_sync(WARP, upto, 1);
+  if (threadIdx.x % 32 == 0) before = 0;
+  if (threadIdx.x % 32 == 31) room[threadIdx.x / 32] = upto;
   __syncthreads();
   all = 0;
 #pragma unroll
   for (int warp = 0; warp < WARPS; ++warp) {
-    if (warp < threadIdx.x / 32) value += room[warp];
-    all += room[warp];
+    if (warp == threadIdx.x / 32) upto = combine(upto, all), before = combine(before, all);
+    all = combine(all, room[warp]);
   }
-  __syncthreads();
-  return value;
-}
-
-// The same for the largest.
-__device__ inline int inclusive_max(int value, int &all, int *room) {
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const int below = __shfl_up_sync(WARP, value, distance);
-    if (threadIdx.x % 32 >= distance) value = max(value, below);
-  }
-  if (threadIdx.x % 32 == 31) room[threadIdx.x / 32] = value;
-  __syncthreads();
-  all = room[0];
-#pragma unroll
-  for (int warp = 0; warp < WARPS; ++warp) {
-    if (warp < threadIdx.x / 32) value = max(value, room[warp]);
-    all = max(all, room[warp]);
-  }
-  __syncthreads();
-  return value;
 }
 
 __device__ inline bool is_present(const Grouped &weight, int group) {
@@ -76,80 +59,95 @@ __device__ inline int clamped(int64_t offset, int low, int high, int place, moe_
   return static_cast<int>(min(max(offset, int64_t(low)), int64_t(high)));
 }
 
-// The run of a block.
-struct Work {
-  const Entry *entries;
-  // Of a group and the rows that go through its weights at a time.
-  int granules;
-  int most_tokens;
-  // Granules of a tile.
-  int capacity;
-  int entry;
+// The run of a block. ACROSS: weights lie [k, outputs], and are read by 64 of them, not 16.
+template <bool ACTIVATES, bool ACROSS> struct Work {
+  // Outputs of a granule, and granules of a tile.
+  static constexpr int OUTPUTS = ACROSS ? 64 : 16;
+  static constexpr int CAPACITY = 128 / OUTPUTS;
+
+  int entry = 0;
   int item;
   int end;
 
+  // Columns of c that a granule makes.
+  __device__ static int columns(const DecodeParams &p) { return ACTIVATES && p.formula.gated ? OUTPUTS / 2 : OUTPUTS; }
+
+  // Of a group and the rows that go through its weights at a time.
+  __device__ static int granules(const DecodeParams &p) { return (p.n + columns(p) - 1) / columns(p); }
+
+  // Behind the slots.
+  __device__ static Entry *table(const DecodeParams &p) {
+    extern __shared__ __align__(128) uint8_t shared[];
+    return reinterpret_cast<Entry *>(shared + p.slots * (DECODE_WEIGHTS + DECODE_TOKEN * p.token_room));
+  }
+
   // Reads the groups, clamps and reports as groups.cuh does. All threads of the block call together.
-  __device__ Work(const DecodeParams &p, Entry *table, int granules, int capacity)
-      : entries(table), granules(granules), most_tokens(p.tokens), capacity(capacity), entry(0) {
-    __shared__ int room[WARPS];
+  __device__ explicit Work(const DecodeParams &p) {
+    Entry *const entries = table(p);
+    const int of_pass = granules(p);
+    __shared__ int highest_of_warp[WARPS];
+    __shared__ int64_t items_of_warp[WARPS];
     __shared__ int first_entry;
     const int rows_max = static_cast<int>(p.groups.rows_max), groups = static_cast<int>(p.groups.count);
-    int before = clamped(p.groups.offsets[0], 0, rows_max, 0, p.report);
+    int reached = clamped(p.groups.offsets[0], 0, rows_max, 0, p.report);
     int total = 0, used = 0;
     for (int next = 0; next < groups; next += THREADS) {
       const int group = next + threadIdx.x;
       const bool here = group < groups;
       const int64_t offset = here ? p.groups.offsets[group + 1] : 0;
-      const int64_t from = here ? p.groups.offsets[group] : 0;
       const int64_t size = here && p.groups.sizes != nullptr ? p.groups.sizes[group] : 0;
       const bool present = here && is_present(p.weight, group) && is_present(p.up, group);
       // Where the next group begins is raised to where this one does, and lowered to the rows there are.
-      int highest, sum, entries_used;
-      const int raised = static_cast<int>(min(max(offset, int64_t(0)), int64_t(rows_max)));
-      const int behind = max(before, inclusive_max(here ? raised : 0, highest, room));
-      const int own = static_cast<int>(min(max(from, int64_t(0)), int64_t(rows_max)));
-      int ignored;
-      const int begin = max(before, inclusive_max(here ? own : 0, ignored, room));
+      const int within = static_cast<int>(min(max(offset, int64_t(0)), int64_t(rows_max)));
+      int behind, begin, highest;
+      scan(within, behind, begin, highest, highest_of_warp, [](int a, int b) { return max(a, b); });
+      behind = max(behind, reached);
+      begin = max(begin, reached);
       if (here) clamped(offset, begin, rows_max, group + 1, p.report);
       int rows = behind - begin;
       if (here && p.groups.sizes != nullptr) {
         if (size < 0 || size > rows) record_fault(p.report, MOE_FAULT_GROUP_SIZE, group, size);
         rows = static_cast<int>(min(max(size, int64_t(0)), int64_t(rows)));
       }
+      // Granules, and above them entries.
       const bool has_work = present && rows > 0;
-      const int items = has_work ? (rows + most_tokens - 1) / most_tokens * granules : 0;
-      const int upto = total + inclusive_sum(items, sum, room);
-      const int place = used + inclusive_sum(has_work, entries_used, room);
-      if (has_work) table[place - 1] = {upto, group, begin, rows};
-      before = max(before, highest);
-      total += sum;
-      used += entries_used;
+      const int64_t own = has_work ? int64_t(1) << 32 | (rows + p.tokens - 1) / p.tokens * of_pass : 0;
+      int64_t upto, before, all;
+      scan(own, upto, before, all, items_of_warp, [](int64_t a, int64_t b) { return a + b; });
+      if (has_work) {
+        entries[used + static_cast<int>(before >> 32)] = {total + static_cast<int>(upto), group, begin, rows};
+      }
+      reached = max(reached, highest);
+      total += static_cast<int>(all);
+      used += static_cast<int>(all >> 32);
     }
     item = static_cast<int>(int64_t(total) * blockIdx.x / gridDim.x);
     end = static_cast<int>(int64_t(total) * (blockIdx.x + 1) / gridDim.x);
     __syncthreads();
     for (int i = threadIdx.x; i < used; i += THREADS) {
-      if (item < table[i].upto && (i == 0 || table[i - 1].upto <= item)) first_entry = i;
+      if (item < entries[i].upto && (i == 0 || entries[i - 1].upto <= item)) first_entry = i;
     }
     __syncthreads();
     if (item < end) entry = first_entry;
   }
 
   // The next tile; false behind the last. What is left of a pass over a group is cut evenly.
-  __device__ bool next(Tile &tile) {
+  __device__ bool next(const DecodeParams &p, Tile &tile) {
     if (item >= end) return false;
+    const Entry *const entries = table(p);
     Entry from = entries[entry];
     if (from.upto <= item) from = entries[++entry];
-    const int passes = (from.rows + most_tokens - 1) / most_tokens;
-    const int place = item - (from.upto - passes * granules);
-    const int pass = place / granules;
+    const int of_pass = granules(p);
+    const int passes = (from.rows + p.tokens - 1) / p.tokens;
+    const int place = item - (from.upto - passes * of_pass);
+    const int pass = place / of_pass;
     const int first = from.rows * pass / passes;
     tile.group = from.group;
     tile.first = from.begin + first;
     tile.tokens = from.rows * (pass + 1) / passes - first;
-    tile.granule = place - pass * granules;
-    const int left = min(granules - tile.granule, end - item);
-    const int tiles = (left + capacity - 1) / capacity;
+    tile.granule = place - pass * of_pass;
+    const int left = min(of_pass - tile.granule, end - item);
+    const int tiles = (left + CAPACITY - 1) / CAPACITY;
     tile.count = (left + tiles - 1) / tiles;
     item += tile.count;
     return true;

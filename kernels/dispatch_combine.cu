@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "cache.cuh"
 #include "dispatch.cuh"
 #include "overlap.cuh"
 
@@ -51,6 +52,23 @@ template <int N, class T> __device__ inline void store(T *data, const float (&va
   }
 }
 
+// The same for what is read once: it leaves the caches first.
+template <int N, class T> __device__ inline Elements<T, N> load_once(const T *data, uint64_t policy) {
+  if constexpr (N == 1) {
+    return load<N>(data);
+  } else {
+    Elements<T, N> elements;
+#pragma unroll
+    for (int word = 0; word < elements.words; word += 4) {
+      uint32_t *const bits = elements.bits + word;
+      asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                   : "=r"(bits[0]), "=r"(bits[1]), "=r"(bits[2]), "=r"(bits[3])
+                   : "l"(reinterpret_cast<const uint32_t *>(data) + word), "l"(policy));
+    }
+    return elements;
+  }
+}
+
 template <class T> __device__ inline T *row_of(const Matrix &matrix, int64_t row) {
   return reinterpret_cast<T *>(matrix.data) + row * matrix.pitch;
 }
@@ -72,18 +90,20 @@ template <int N, class T> __device__ inline void store_sums(T *y, float (&sums)[
 // Lane i of each warp knows the row and the weight of the i-th of `count` slots; the row is null if that is not here.
 template <int N, class T>
 __device__ inline void add_rows(const T *row, float weight, int count, uint32_t column, float (&sums)[N]) {
+  constexpr int AT_ONCE = 8;
+  const uint64_t policy = evict_first();
 #pragma unroll 1
-  for (int first = 0; first < count; first += BATCH) {
-    Elements<T, N> values[BATCH];
-    bool here[BATCH];
+  for (int first = 0; first < count; first += AT_ONCE) {
+    Elements<T, N> values[AT_ONCE];
+    bool here[AT_ONCE];
 #pragma unroll
-    for (int i = 0; i < BATCH; ++i) {
+    for (int i = 0; i < AT_ONCE; ++i) {
       const T *from = from_lane(row, first + i);
       here[i] = from != nullptr;
-      if (here[i]) values[i] = load<N>(from + column);
+      if (here[i]) values[i] = load_once<N>(from + column, policy);
     }
 #pragma unroll
-    for (int i = 0; i < BATCH; ++i) {
+    for (int i = 0; i < AT_ONCE; ++i) {
       const float w = __shfl_sync(~0u, weight, first + i);
       if (!here[i]) continue;
 #pragma unroll
@@ -182,7 +202,7 @@ struct Jobs {
 
 // drows = weight * dy; returns <dy, rows> of the lane's job, in the first warp. ONE_TOKEN: all jobs are of one token.
 template <class T, int N, bool ONE_TOKEN> __device__ inline float spread(const CombineBwdParams &p, const Jobs &jobs) {
-  __shared__ float partial[COMBINE_BWD_THREADS / 32][32];
+  __shared__ float partial[COMBINE_THREADS / 32][32];
   const bool dots = p.rows.data != nullptr;
   const uint32_t hidden = static_cast<uint32_t>(p.hidden);
   constexpr int TOKENS = ONE_TOKEN ? 1 : BATCH;
@@ -305,23 +325,30 @@ template <class T> __device__ inline void combine_bwd(const CombineBwdParams &p)
   }
 }
 
+// More than two blocks' registers would spill on sm_80.
+#if __CUDA_ARCH__ >= 900
+#define FORWARD_BLOCKS 3
+#else
+#define FORWARD_BLOCKS 2
+#endif
+
 extern "C" {
-__global__ void __launch_bounds__(DISPATCH_THREADS, 2) combine_fwd_fp32(const __grid_constant__ CombineFwdParams p) {
+__global__ void __launch_bounds__(COMBINE_THREADS, FORWARD_BLOCKS) combine_fwd_fp32(const __grid_constant__ CombineFwdParams p) {
   combine_fwd<float>(p);
 }
-__global__ void __launch_bounds__(DISPATCH_THREADS, 2) combine_fwd_fp16(const __grid_constant__ CombineFwdParams p) {
+__global__ void __launch_bounds__(COMBINE_THREADS, FORWARD_BLOCKS) combine_fwd_fp16(const __grid_constant__ CombineFwdParams p) {
   combine_fwd<__half>(p);
 }
-__global__ void __launch_bounds__(DISPATCH_THREADS, 2) combine_fwd_bf16(const __grid_constant__ CombineFwdParams p) {
+__global__ void __launch_bounds__(COMBINE_THREADS, FORWARD_BLOCKS) combine_fwd_bf16(const __grid_constant__ CombineFwdParams p) {
   combine_fwd<__nv_bfloat16>(p);
 }
-__global__ void __launch_bounds__(COMBINE_BWD_THREADS, 3) combine_bwd_fp32(const __grid_constant__ CombineBwdParams p) {
+__global__ void __launch_bounds__(COMBINE_THREADS, 3) combine_bwd_fp32(const __grid_constant__ CombineBwdParams p) {
   combine_bwd<float>(p);
 }
-__global__ void __launch_bounds__(COMBINE_BWD_THREADS, 3) combine_bwd_fp16(const __grid_constant__ CombineBwdParams p) {
+__global__ void __launch_bounds__(COMBINE_THREADS, 3) combine_bwd_fp16(const __grid_constant__ CombineBwdParams p) {
   combine_bwd<__half>(p);
 }
-__global__ void __launch_bounds__(COMBINE_BWD_THREADS, 3) combine_bwd_bf16(const __grid_constant__ CombineBwdParams p) {
+__global__ void __launch_bounds__(COMBINE_THREADS, 3) combine_bwd_bf16(const __grid_constant__ CombineBwdParams p) {
   combine_bwd<__nv_bfloat16>(p);
 }
 }

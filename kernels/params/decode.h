@@ -5,13 +5,18 @@
 
 #include "types.h"
 
-/// Threads of a block.
-constexpr static const int32_t DECODE_THREADS = 256;
+/// Threads of a block: warps that multiply, and behind them warps that load.
+constexpr static const int32_t DECODE_MULTIPLIERS = 256;
+
+constexpr static const int32_t DECODE_LOADERS = 64;
 
 /// Bytes of weights that a slot of the pipeline holds; of a token's row as many as DECODE_TOKEN at least.
 constexpr static const int32_t DECODE_WEIGHTS = 16384;
 
 constexpr static const int32_t DECODE_TOKEN = 128;
+
+/// The most slots.
+constexpr static const int32_t DECODE_SLOTS = 10;
 
 /// c[r] = alpha * a[r] * op(w_g)^T + bias[g] (+ beta * c[r]), or weight[r] * act of such a sum.
 struct DecodeParams {

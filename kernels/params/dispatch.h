@@ -8,10 +8,10 @@
 /// Rows that a block takes at a time where rows, not tokens, are handed out.
 constexpr static const int64_t DISPATCH_UNIT = 8;
 
-/// The most threads of a block that copies or sums rows, and of one of combine_bwd, which needs more registers.
+/// The most threads of a block that copies rows, and of one that sums them, which needs more registers.
 constexpr static const int64_t DISPATCH_THREADS = 512;
 
-constexpr static const int64_t COMBINE_BWD_THREADS = 256;
+constexpr static const int64_t COMBINE_THREADS = 256;
 
 /// The most warps of a block of dispatch_plan.
 constexpr static const int64_t DISPATCH_PLAN_WARPS = 16;

@@ -12,11 +12,14 @@ use crate::ops::expert_mlp::LinearActivate;
 use crate::ops::grouped_gemm::{Linear, WeightLayout};
 use crate::tensor::{Grouped, Matrix};
 
-/// Threads of a block.
-pub const DECODE_THREADS: i32 = 256;
+/// Threads of a block: warps that multiply, and behind them warps that load.
+pub const DECODE_MULTIPLIERS: i32 = 256;
+pub const DECODE_LOADERS: i32 = 64;
 /// Bytes of weights that a slot of the pipeline holds; of a token's row as many as DECODE_TOKEN at least.
 pub const DECODE_WEIGHTS: i32 = 16384;
 pub const DECODE_TOKEN: i32 = 128;
+/// The most slots.
+pub const DECODE_SLOTS: i32 = 10;
 
 /// c[r] = alpha * a[r] * op(w_g)^T + bias[g] (+ beta * c[r]), or weight[r] * act of such a sum.
 #[repr(C)]
@@ -195,7 +198,7 @@ fn params(
         block: 0,
         up_first: false,
         early: false,
-        slots: (room / slot).clamp(3, 8),
+        slots: (room / slot).clamp(3, DECODE_SLOTS),
         tokens,
         token_room,
         report: launcher.report,
@@ -214,7 +217,7 @@ fn launch(launcher: &Launcher, names: Names, params: DecodeParams) -> Result<()>
     let launch = Launch {
         kernel: kernels[usize::from(params.tokens > WIDE)],
         grid: [grid, 1, 1],
-        block: DECODE_THREADS as u32,
+        block: (DECODE_MULTIPLIERS + DECODE_LOADERS) as u32,
         shared: (params.slots * slot) as u32 + table(&params.groups) as u32,
         overlap: true,
         ..Default::default()

@@ -39,7 +39,7 @@ pub fn sum(launcher: &Launcher, params: &CombineFwdParams) -> Result<()> {
     let launch = Launch {
         kernel: instance(params.rows.dtype, ["combine_fwd_fp32", "combine_fwd_fp16", "combine_fwd_bf16"]),
         grid: [params.maps.tokens.bound.clamp(0, i32::MAX.into()) as u32, 1, 1],
-        block: threads(params.hidden / step(params.packs, params.rows.dtype), DISPATCH_THREADS),
+        block: threads(params.hidden / step(params.packs, params.rows.dtype), COMBINE_THREADS),
         overlap: true,
         ..Default::default()
     };
@@ -64,7 +64,7 @@ pub fn combine_bwd(launcher: &Launcher, problem: &CombineBwd) -> Result<()> {
     let launch = Launch {
         kernel: instance(params.dy.dtype, ["combine_bwd_fp32", "combine_bwd_fp16", "combine_bwd_bf16"]),
         grid: [params.maps.blocks(), 1, 1],
-        block: threads(params.hidden / step(params.packs, params.dy.dtype), COMBINE_BWD_THREADS),
+        block: threads(params.hidden / step(params.packs, params.dy.dtype), COMBINE_THREADS),
         ..Default::default()
     };
     launcher.launch(&launch, &params)

@@ -18,9 +18,9 @@ use crate::tensor::Matrix;
 
 /// Rows that a block takes at a time where rows, not tokens, are handed out.
 pub const DISPATCH_UNIT: i64 = 8;
-/// The most threads of a block that copies or sums rows, and of one of combine_bwd, which needs more registers.
+/// The most threads of a block that copies rows, and of one that sums them, which needs more registers.
 pub const DISPATCH_THREADS: i64 = 512;
-pub const COMBINE_BWD_THREADS: i64 = 256;
+pub const COMBINE_THREADS: i64 = 256;
 /// The most warps of a block of dispatch_plan.
 pub const DISPATCH_PLAN_WARPS: i64 = 16;
 
