@@ -44,6 +44,11 @@ fn shared_bytes(warps: i64, columns: i64) -> i64 {
     warps * columns * 4 + adders * columns * 16
 }
 
+/// Ids for which one block has a thread a slot and a thread a group (kernels/dispatch_plan_small.cu).
+fn is_small(sizes: &PlanSizes, choice: &Choice) -> bool {
+    matches!(choice, Choice::Ids(_)) && sizes.slots().max(sizes.groups) <= 1024
+}
+
 pub fn plan(
     device: &Device,
     plan: &Plan,
@@ -84,6 +89,18 @@ pub fn plan(
             places: if shape.shared == 0 { workspace.at(shape.places) } else { std::ptr::null_mut() },
             report: launcher.report,
         };
+        if is_small(sizes, &plan.choice) {
+            let threads = sizes.slots().max(sizes.groups).next_multiple_of(32).max(32);
+            let launch = Launch {
+                kernel: "dispatch_plan_small",
+                grid: [1, 1, 1],
+                block: threads as u32,
+                shared: (16 * sizes.groups + 2 * threads / 32 * sizes.groups) as u32,
+                overlap: true,
+                ..Default::default()
+            };
+            return launcher.launch(&launch, &params);
+        }
         let launch = |kernel| Launch {
             kernel,
             grid: [shape.blocks, 1, 1],
