@@ -179,33 +179,50 @@ struct Place {
 
 // Weights come first: they may be read early, and while it is looked up which rows go through them.
 template <class T, bool ACTIVATES, bool ACROSS, int N>
-__device__ inline void load(const DecodeParams &p, const Work<ACTIVATES, ACROSS> &work) {
+__device__ inline void load(const DecodeParams &p, const Work<ACTIVATES, ACROSS> &from) {
   const uint64_t policy = evict_first();
   const Slots slots = slots_of(p);
-  Stream<T, ACTIVATES, ACROSS, N> ahead(work), stream(work);
-  ahead.begin(p, false, 0);
+  Weights<T, ACTIVATES, ACROSS> weights;
+  Tile tile;
+  Work<ACTIVATES, ACROSS> work = from;
+  int shift = 0;
 #pragma unroll 1
-  for (int slot = 0; slot < p.slots && ahead.active; ++slot) {
-    ahead.issue_weights(p, slots.address(slot), policy);
-    ahead.advance(p, false, 0);
+  for (int slot = 0, k = p.k; slot < p.slots; ++slot, k += 64 << shift) {
+    if (k >= p.k) {
+      if (!work.next(p, tile)) break;
+      shift = shift_of<ACROSS>(p, tile);
+      weights.begin(p, tile, shift);
+      k = 0;
+    }
+    weights.issue(p, slots.address(slot), k, policy);
   }
   if (p.early) {
     wait_for_launch_ahead();
     let_next_launch_begin();
   }
   const int sources = static_cast<int>(true_count(p.gather.rows, p.report));
+  Tokens<T, N> tokens;
   Place place;
-  stream.begin(p, true, sources);
+  int first = -1;
+  work = from;
 #pragma unroll 1
-  for (int number = 0; stream.active; ++number) {
+  for (int number = 0, k = p.k;; ++number, k += 64 << shift) {
+    if (k >= p.k) {
+      if (!work.next(p, tile)) break;
+      const int before = shift;
+      shift = shift_of<ACROSS>(p, tile);
+      weights.begin(p, tile, shift);
+      if (tile.first != first || shift != before) tokens.begin(p, tile, shift, sources);
+      first = tile.first;
+      k = 0;
+    }
     if (number >= p.slots) {
       mbarrier_wait(slots.empty(place.slot), place.parity ^ 1);
-      stream.issue_weights(p, slots.address(place.slot), policy);
+      weights.issue(p, slots.address(place.slot), k, policy);
     }
-    stream.issue_tokens(p, slots.address(place.slot));
+    tokens.issue(p, slots.address(place.slot), k);
     mbarrier_arrive_behind_copies(slots.full(place.slot));
     place.advance(p.slots);
-    stream.advance(p, true, sources);
   }
   cp_async_commit();
   cp_async_wait<0>();
@@ -218,6 +235,7 @@ template <class T, bool ACTIVATES, bool ACROSS, int N>
 __device__ inline void multiply(const DecodeParams &p, Work<ACTIVATES, ACROSS> work) {
   const bool gated = ACTIVATES && p.formula.gated;
   const Slots slots = slots_of(p);
+  if (p.early) wait_for_launch_ahead();
   const auto release = [&](int slot) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) mbarrier_arrive(slots.empty(slot));

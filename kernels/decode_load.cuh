@@ -28,147 +28,168 @@ template <bool ACROSS> __device__ inline int shift_of(const DecodeParams &p, con
   return outputs <= 64 && 2 * tokens <= p.token_room;
 }
 
-// What the loading warps do. ACROSS: weights lie [k, outputs]. N: rows at a time, in eights.
-template <class T, bool ACTIVATES, bool ACROSS, int N> struct Stream {
-  static constexpr int PIECES = DECODE_WEIGHTS / UNIT / DECODE_LOADERS;
-  static constexpr int TOKEN_PIECES = N * 8 * DECODE_TOKEN / UNIT / DECODE_LOADERS;
-  static constexpr uint32_t NEXT_PIECE = UNIT * DECODE_LOADERS;
+// The loading warps wait for each other.
+__device__ inline void wait_for_loaders() { asm volatile("bar.sync 2, %0;" ::"n"(DECODE_LOADERS) : "memory"); }
 
-  Work<ACTIVATES, ACROSS> work;
-  int thread = threadIdx.x - DECODE_MULTIPLIERS;
-  // Of the thread's weights; null: none. Across, all pieces are of one output.
-  const uint8_t *weights[ACROSS ? 1 : PIECES];
-  const uint8_t *tokens[TOKEN_PIECES];
-  // Where a slot's first units go.
-  uint32_t weights_to;
-  uint32_t tokens_to;
-  // What that differs by for every other piece, where pieces are four lines apart.
-  uint32_t weights_flip;
-  uint32_t tokens_flip;
-  // The next piece of k: its first element.
-  int k;
-  int shift = -1;
-  int first = -1;
-  // A bit each for tokens: rows that there are, and those of zeros.
-  unsigned here;
-  unsigned zeros;
-  bool active;
+// What a loading thread copies of a tile: 16 pieces, of 16 bytes, of a slot's weights. Their addresses are sums of three
+// steps, and so are little to keep. ACROSS: weights lie [k, outputs].
+template <class T, bool ACTIVATES, bool ACROSS> struct Weights {
+  static constexpr int PIECES = DECODE_WEIGHTS / UNIT / DECODE_LOADERS;
+  static constexpr uint32_t NEXT_PIECE = UNIT * DECODE_LOADERS;
+  static_assert(PIECES == 16);
+
+  // The first piece, at k; piece i is (i & 1) * step[0] + (i >> 1 & 1) * step[1] + (i >> 2) * step[2] bytes behind.
+  const uint8_t *from;
+  int64_t step[3];
+  // Pieces that there are.
+  int pieces;
+  // Where the first goes, and what that differs by for every other where pieces are four lines apart.
+  uint32_t to;
+  uint32_t flip;
+  // Elements of k before the thread's first; across, from one piece's to the next.
+  int k_own;
+  int k_step;
   bool aligned;
 
-  __device__ explicit Stream(const Work<ACTIVATES, ACROSS> &work) : work(work) {}
-
-  __device__ void issue_weights(const DecodeParams &p, uint32_t slot, uint64_t policy) const {
-    const int unit_k = k + thread % (8 << shift) * UNIT_ELEMENTS;
-#pragma unroll
-    for (int i = 0; i < PIECES; ++i) {
-      const uint8_t *const first = weights[ACROSS ? 0 : i];
-      if (first == nullptr) continue;
-      const int line = ACROSS ? k + (thread + i * DECODE_LOADERS) / (16 >> shift) : unit_k;
-      const int64_t step = ACROSS ? p.weight.pitch * int64_t(sizeof(T)) : sizeof(T);
-      copy(slot + (i % 2 == 0 ? weights_to : weights_to ^ weights_flip) + i * NEXT_PIECE, first + line * step, line < p.k, policy);
-    }
-  }
-
-  __device__ void issue_tokens(const DecodeParams &p, uint32_t slot) const {
-    const int unit_k = k + thread % (8 << shift) * UNIT_ELEMENTS;
-#pragma unroll
-    for (int i = 0; i < TOKEN_PIECES; ++i) {
-      if ((here >> i & 1) == 0) continue;
-      const bool inside = unit_k < p.k && (zeros >> i & 1) == 0;
-      const uint32_t to = i % 2 == 0 ? tokens_to : tokens_to ^ tokens_flip;
-      cp_async_16(slot + to + i * NEXT_PIECE, tokens[i] + unit_k * int64_t(sizeof(T)), inside ? UNIT : 0);
-    }
-  }
-
-  // Goes on to the next slot, and where it is of another tile to that.
-  __device__ void advance(const DecodeParams &p, bool of_tokens, int sources) {
-    k += 64 << shift;
-    if (k >= p.k) begin(p, of_tokens, sources);
-  }
-
-  // The next tile; inactive behind the last.
-  __device__ void begin(const DecodeParams &p, bool of_tokens, int sources) {
-    Tile tile;
-    active = work.next(p, tile);
-    if (!active) return;
-    const int now = shift_of<ACROSS>(p, tile);
-    if (of_tokens && (now != shift || tile.first != first)) {
-      first = tile.first;
-      find_tokens(p, tile, now, sources);
-    }
-    shift = now;
-    k = 0;
+  __device__ void begin(const DecodeParams &p, const Tile &tile, int shift) {
+    const int thread = threadIdx.x - DECODE_MULTIPLIERS;
+    const int units = ACROSS ? 16 >> shift : 8 << shift, unit = thread % units, line = thread / units;
+    const int lines = DECODE_LOADERS / units;
     const T *const weight = group_data<T>(p.weight, tile.group);
     const bool split = p.up.data != nullptr || p.up.pointers != nullptr;
     const T *const up = split ? group_data<T>(p.up, tile.group) : weight;
+    const bool gated = ACTIVATES && p.formula.gated, halves = gated && !(ACROSS && p.block == 1);
     aligned = (reinterpret_cast<uint64_t>(weight) | reinterpret_cast<uint64_t>(up)) % UNIT == 0;
+    to = swizzled(line, unit, units * UNIT);
+    flip = lines == 4 ? 4 * UNIT : 0;
+    const Outputs h{p};
+    const int64_t pitch = p.weight.pitch;
     if constexpr (ACROSS) {
-      const int units = 16 >> shift, unit = thread % units;
-      weights_to = swizzled(thread / units, unit, units * UNIT);
-      weights_flip = flip(units);
-      weights[0] = address(p, split, weight, up, tile, 8 * unit);
+      // Of the 64 outputs of a granule the first 32 are the gate's, or both alternate.
+      const bool is_up = halves && unit % 8 >= 4;
+      const int column = (halves ? 32 : 64) * (tile.granule + unit / 8) + unit % (halves ? 4 : 8) * UNIT_ELEMENTS;
+      const int columns = gated && !halves ? 2 * p.n : p.n;
+      const int at = !halves || split ? column : is_up ? h.up_column(column) : h.gate_column(column);
+      pieces = unit < 8 * tile.count && column < columns ? PIECES : 0;
+      from = reinterpret_cast<const uint8_t *>((is_up ? up : weight) + (line * pitch + at));
+      step[0] = lines * pitch * sizeof(T);
+      step[1] = 2 * step[0];
+      step[2] = 4 * step[0];
+      k_own = line;
+      k_step = lines;
     } else {
-      const int units = 8 << shift;
-      weights_to = swizzled(thread / units, thread % units, units * UNIT);
-      weights_flip = flip(units);
-#pragma unroll
-      for (int i = 0; i < PIECES; ++i) {
-        weights[i] = address(p, split, weight, up, tile, thread / units + i * (DECODE_LOADERS / units));
+      k_own = unit * UNIT_ELEMENTS;
+      k_step = 0;
+      if (halves) {
+        // Of 16 lines the first 8 are the gate's; the 8 columns behind are of the same block.
+        const int column = 8 * tile.granule + line;
+        const int gate = split ? column : h.gate_column(column);
+        from = reinterpret_cast<const uint8_t *>(weight + (gate * pitch + k_own));
+        const T *const other = up + ((split ? column : h.up_column(column)) * (split ? p.up.pitch : pitch) + k_own);
+        const int64_t to_up = reinterpret_cast<const uint8_t *>(other) - from;
+        const int64_t columns = (p.block == 1 ? 16 : 8) * pitch * sizeof(T);
+        step[0] = shift == 0 ? to_up : columns / 2;
+        step[1] = shift == 0 ? columns : to_up;
+        step[2] = shift == 0 ? 2 * columns : columns;
+        pieces = (2 << shift) * tile.count;
+      } else {
+        from = reinterpret_cast<const uint8_t *>(weight + ((16 * tile.granule + line) * pitch + k_own));
+        step[0] = lines * pitch * sizeof(T);
+        step[1] = 2 * step[0];
+        step[2] = 4 * step[0];
+        pieces = min(16 * tile.count, p.n - 16 * tile.granule) / lines;
       }
+    }
+  }
+
+  // Copies what a slot takes from k on.
+  __device__ void issue(const DecodeParams &p, uint32_t slot, int k, uint64_t policy) const {
+    const uint8_t *first = from + k * (ACROSS ? p.weight.pitch : 1) * int64_t(sizeof(T));
+    int line = k + k_own;
+    if (!aligned) return issue_elements(p, slot, first, line);
+    slot += to;
+#pragma unroll
+    for (int i = 0; i < PIECES; i += 4) {
+      if (i < pieces) copy(p, slot, first, line, policy);
+      if (i + 1 < pieces) copy(p, (slot ^ flip) + NEXT_PIECE, first + step[0], line + k_step, policy);
+      if (i + 2 < pieces) copy(p, slot + 2 * NEXT_PIECE, first + step[1], line + 2 * k_step, policy);
+      if (i + 3 < pieces) {
+        copy(p, (slot ^ flip) + 3 * NEXT_PIECE, first + step[1] + step[0], line + 3 * k_step, policy);
+      }
+      first += step[2];
+      slot += 4 * NEXT_PIECE;
+      line += 4 * k_step;
     }
   }
 
 private:
-  // Lines of so many units: four or more a piece.
-  __device__ static uint32_t flip(int units) { return DECODE_LOADERS / units == 4 ? 4 * UNIT : 0; }
-
-  // The weights of output `output` of a tile, or null. Of 16 outputs of a gated activation the first 8 are the gate's;
-  // across, of 64 the first 32, unless gate and up alternate.
-  __device__ static const uint8_t *address(const DecodeParams &p, bool split, const T *weight, const T *up, const Tile &tile,
-                                           int output) {
-    constexpr int GRANULE = Work<ACTIVATES, ACROSS>::OUTPUTS, HALF = GRANULE / 2;
-    const int64_t step = ACROSS ? 1 : p.weight.pitch;
-    if (output >= GRANULE * tile.count) return nullptr;
-    if (!ACTIVATES || !p.formula.gated || (ACROSS && p.block == 1)) {
-      const int at = GRANULE * tile.granule + output;
-      const int outputs = ACTIVATES && p.formula.gated ? 2 * p.n : p.n;
-      return at < outputs ? reinterpret_cast<const uint8_t *>(weight + at * step) : nullptr;
-    }
-    const Outputs h{p};
-    const int column = HALF * (tile.granule + output / GRANULE) + output % HALF;
-    const bool is_up = output % GRANULE >= HALF;
-    if (column >= p.n) return nullptr;
-    if (split) {
-      return reinterpret_cast<const uint8_t *>((is_up ? up : weight) + column * (ACROSS || !is_up ? step : p.up.pitch));
-    }
-    return reinterpret_cast<const uint8_t *>(weight + (is_up ? h.up_column(column) : h.gate_column(column)) * step);
+  __device__ static void copy(const DecodeParams &p, uint32_t to, const uint8_t *from, int line, uint64_t policy) {
+    cp_async_16_once(to, from, line < p.k ? UNIT : 0, policy);
   }
 
-  __device__ void find_tokens(const DecodeParams &p, const Tile &tile, int shift, int sources) {
-    const int units = 8 << shift, line = thread / units;
-    tokens_to = DECODE_WEIGHTS + swizzled(line, thread % units, units * UNIT);
-    tokens_flip = flip(units);
-    here = zeros = 0;
-#pragma unroll
-    for (int i = 0; i < TOKEN_PIECES; ++i) {
-      const int row = line + i * (DECODE_LOADERS / units);
-      tokens[i] = p.a.data;
-      if (row >= tile.tokens) continue;
-      here |= 1u << i;
-      const int64_t source = source_row(p.gather, sources, tile.first + row, p.report);
-      if (source < 0) {
-        zeros |= 1u << i;
-      } else {
-        tokens[i] = reinterpret_cast<const uint8_t *>(row_of<T>(p.a, source));
+  // The same element by element.
+  __device__ void issue_elements(const DecodeParams &p, uint32_t slot, const uint8_t *first, int line) const {
+#pragma unroll 1
+    for (int i = 0; i < pieces; ++i) {
+      const uint8_t *const from = first + (i & 1) * step[0] + (i >> 1 & 1) * step[1] + (i >> 2) * step[2];
+      const bool inside = line + i * k_step < p.k;
+#pragma unroll 1
+      for (int e = 0; e < UNIT_ELEMENTS; ++e) {
+        const uint16_t element = inside ? reinterpret_cast<const uint16_t *>(from)[e] : uint16_t(0);
+        store_shared(slot + (to ^ (i & 1 ? flip : 0)) + i * NEXT_PIECE + sizeof(T) * e, element);
       }
     }
+    __threadfence_block();
+  }
+};
+
+// The same of the rows that go through them. N: at a time, in eights.
+template <class T, int N> struct Tokens {
+  static constexpr int PIECES = N * 8 * DECODE_TOKEN / UNIT / DECODE_LOADERS;
+  static constexpr uint32_t NEXT_PIECE = UNIT * DECODE_LOADERS;
+
+  const uint8_t *from[PIECES];
+  uint32_t to;
+  uint32_t flip;
+  // A bit each: rows that there are, and those that are not zeros.
+  unsigned here;
+  unsigned values;
+  int k_own;
+
+  // All loading threads call together.
+  __device__ void begin(const DecodeParams &p, const Tile &tile, int shift, int sources) {
+    __shared__ int source_of[DECODE_LOADERS];
+    const int thread = threadIdx.x - DECODE_MULTIPLIERS;
+    const int units = 8 << shift, unit = thread % units, line = thread / units, lines = DECODE_LOADERS / units;
+    wait_for_loaders();
+    if (thread < tile.tokens) {
+      source_of[thread] = static_cast<int>(source_row(p.gather, sources, tile.first + thread, p.report));
+    }
+    wait_for_loaders();
+    to = DECODE_WEIGHTS + swizzled(line, unit, units * UNIT);
+    flip = lines == 4 ? 4 * UNIT : 0;
+    k_own = unit * UNIT_ELEMENTS;
+    here = values = 0;
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i) {
+      const int row = line + i * lines;
+      from[i] = p.a.data;
+      if (row >= tile.tokens) continue;
+      here |= 1u << i;
+      const int source = source_of[row];
+      if (source < 0) continue;
+      values |= 1u << i;
+      from[i] = reinterpret_cast<const uint8_t *>(row_of<T>(p.a, source) + k_own);
+    }
   }
 
-  __device__ void copy(uint32_t to, const uint8_t *from, bool inside, uint64_t policy) const {
-    if (aligned) return cp_async_16_once(to, from, inside ? UNIT : 0, policy);
-#pragma unroll 1
-    for (int e = 0; e < UNIT_ELEMENTS; ++e) {
-      store_shared(to + 2 * e, inside ? reinterpret_cast<const uint16_t *>(from)[e] : uint16_t(0));
+  __device__ void issue(const DecodeParams &p, uint32_t slot, int k) const {
+    const bool inside = k + k_own < p.k;
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i) {
+      if ((here >> i & 1) == 0) continue;
+      const uint32_t at = slot + (i % 2 == 0 ? to : to ^ flip) + i * NEXT_PIECE;
+      cp_async_16(at, from[i] + k * int64_t(sizeof(T)), inside && (values >> i & 1) ? UNIT : 0);
     }
   }
 };

@@ -146,7 +146,9 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
     tile.first = from.begin + first;
     tile.tokens = from.rows * (pass + 1) / passes - first;
     tile.granule = place - pass * of_pass;
-    const int left = min(of_pass - tile.granule, end - item);
+    int left = min(of_pass - tile.granule, end - item);
+    // Columns of one block of a gate follow each other, and so do those of its up half.
+    if (ACTIVATES && !ACROSS && p.block > 1 && p.block < p.n) left = min(left, p.block / 8 - tile.granule % (p.block / 8));
     const int tiles = (left + CAPACITY - 1) / CAPACITY;
     tile.count = (left + tiles - 1) / tiles;
     item += tile.count;

@@ -112,29 +112,42 @@ __device__ inline void add_rows(const T *row, float weight, int count, uint32_t 
   }
 }
 
+// What a lane knows of one of a token's slots.
+struct Chosen {
+  // -1: not here.
+  int64_t row;
+  float weight;
+};
+
+// Lane i: slot `next` + i of the token's `count`, of which `begin` is the first.
+__device__ inline Chosen look_up(const CombineFwdParams &p, const Maps &maps, int64_t token, int64_t begin, int next,
+                                 int count) {
+  const int64_t slot = begin + next + lane_id();
+  const int64_t row = next + lane_id() < count ? maps.row(slot) : -1;
+  return {row, row < 0 ? 0.0f : maps.weight(p.weights, token, row, slot)};
+}
+
+// `own`: of the token's first 32 slots.
 template <class T, int N>
-__device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, int64_t token, bool add) {
-  int count;
-  const int64_t begin = maps.slots(token, count);
+__device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, int64_t token, int64_t begin, int count,
+                                 const Chosen &own, bool add) {
   const uint32_t hidden = static_cast<uint32_t>(p.hidden);
   for (uint32_t first = 0; first < hidden; first += N * blockDim.x) {
-    const uint32_t own = first + N * threadIdx.x;
+    const uint32_t own_column = first + N * threadIdx.x;
     // Threads behind the last column work along on it, since their warp needs them.
-    const uint32_t column = min(own, hidden - N);
+    const uint32_t column = min(own_column, hidden - N);
     float sums[N] = {};
     for (int next = 0; next < count; next += 32) {
-      const int64_t slot = begin + next + lane_id();
-      const int64_t row = next + lane_id() < count ? maps.row(slot) : -1;
-      const float weight = row < 0 ? 0.0f : maps.weight(p.weights, token, row, slot);
-      const T *from = row < 0 ? nullptr : row_of<const T>(p.rows, row);
-      add_rows<N>(from, weight, min(count - next, 32), column, sums);
+      const Chosen chosen = next == 0 ? own : look_up(p, maps, token, begin, next, count);
+      const T *from = chosen.row < 0 ? nullptr : row_of<const T>(p.rows, chosen.row);
+      add_rows<N>(from, chosen.weight, min(count - next, 32), column, sums);
     }
-    if (own >= hidden) continue;
+    if (own_column >= hidden) continue;
     // y may be fp32 where the rows are not.
     if (sizeof(T) == 2 && p.y.dtype == MOE_DTYPE_FP32) {
-      store_sums<N>(row_of<float>(p.y, token) + own, sums, add);
+      store_sums<N>(row_of<float>(p.y, token) + own_column, sums, add);
     } else {
-      store_sums<N>(row_of<T>(p.y, token) + own, sums, add);
+      store_sums<N>(row_of<T>(p.y, token) + own_column, sums, add);
     }
   }
 }
@@ -168,20 +181,31 @@ __device__ inline void hand_on_gradients(const CombineFwdParams &p, const Maps &
 }
 
 template <class T> __device__ inline void combine_fwd(const CombineFwdParams &p) {
-  wait_for_launch_ahead();
-  let_next_launch_begin();
+  bool waited = false;
+  const auto wait = [&] {
+    if (waited) return;
+    wait_for_launch_ahead();
+    let_next_launch_begin();
+    waited = true;
+  };
+  if (!p.early) wait();
   const Maps maps(p.maps);
-  const bool add = adds(p.y_mode);
   for (int64_t token = blockIdx.x; token < maps.tokens; token += gridDim.x) {
+    int count;
+    const int64_t begin = maps.slots(token, count);
+    const Chosen chosen = look_up(p, maps, token, begin, 0, count);
+    wait();
     if (p.y.data != nullptr) {
+      const bool add = adds(p.y_mode);
       if (p.packs) {
-        sum_token<T, Pack<T>::size>(p, maps, token, add);
+        sum_token<T, Pack<T>::size>(p, maps, token, begin, count, chosen, add);
       } else {
-        sum_token<T, 1>(p, maps, token, add);
+        sum_token<T, 1>(p, maps, token, begin, count, chosen, add);
       }
     }
     hand_on_gradients(p, maps, token);
   }
+  wait();
 }
 
 __device__ inline float warp_sum(float value) {

@@ -110,6 +110,8 @@ struct CombineFwdParams {
   Matrix y;
   OutputMode y_mode;
   int64_t hidden;
+  /// Maps and weights are older than the launch before this one: they may be read while that still runs.
+  bool early;
   /// Rows and y can be accessed 16 bytes at a time.
   bool packs;
   DispatchWeights weights;

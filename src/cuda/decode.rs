@@ -73,8 +73,6 @@ struct Extent<'a> {
     groups: &'a Groups,
     a: &'a Matrix,
     weights: [Option<&'a Grouped>; 2],
-    layout: WeightLayout,
-    /// Outputs that lie behind one another, and k.
     n: i64,
     k: i64,
 }
@@ -91,8 +89,7 @@ impl Extent<'_> {
             });
         few && aligned
             && matches!(self.a.dtype, Dtype::Bf16 | Dtype::Fp16)
-            && self.k % 8 == 0
-            && (self.layout == WeightLayout::OutIn || self.n % 8 == 0)
+            && (self.n | self.k) % 8 == 0
             && self.n.max(self.k) < 1 << 24
     }
 }
@@ -116,7 +113,7 @@ macro_rules! names {
 /// groups are older than the launch before this one.
 pub fn linear(launcher: &Launcher, p: &Linear, early: bool) -> Result<bool> {
     let weights = [Some(&p.b), None];
-    let extent = Extent { groups: &p.groups, a: &p.a, weights, layout: p.layout, n: p.n, k: p.k };
+    let extent = Extent { groups: &p.groups, a: &p.a, weights, n: p.n, k: p.k };
     if !extent.is_taken() {
         return Ok(false);
     }
@@ -139,9 +136,9 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate) -> Result<bool> 
     let Activation { ffn, block, gated, .. } = p.shape.activation;
     let layout = p.shape.w1_layout;
     let weights = [Some(&p.fc1.w1), p.fc1.up.as_ref()];
-    let extent = Extent { groups: &p.groups, a: &p.input.x, weights, layout, n: ffn, k: p.shape.hidden };
-    // Across the outputs, eight at a time are of one half, or alternate.
-    let blocks = layout == WeightLayout::OutIn || !gated || block % 8 == 0 || block == 1;
+    let extent = Extent { groups: &p.groups, a: &p.input.x, weights, n: ffn, k: p.shape.hidden };
+    // Eight outputs at a time are of one half, or alternate.
+    let blocks = !gated || block % 8 == 0 || block == 1;
     let pitches = layout == WeightLayout::OutIn || p.fc1.up.is_none_or(|up| up.pitch == p.fc1.w1.pitch);
     if p.h.is_some() || !blocks || !pitches || !extent.is_taken() {
         return Ok(false);

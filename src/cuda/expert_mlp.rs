@@ -115,7 +115,8 @@ impl Steps for CudaSteps<'_> {
     }
 
     fn combine(&self, step: &CombineFwd) -> Result<()> {
-        dispatch::combine_fwd(self.launcher, step)
+        // A product lies between whatever made the maps and this.
+        dispatch::combine_fwd(self.launcher, step, true)
     }
 
     fn slot_gradients(&self, step: &DispatchBwd) -> Result<()> {

@@ -106,6 +106,26 @@ def layer(pair, T, d, f, E, K, dtype, drop=0.0):
         dweights=np.zeros((T, K), F32), dh=np.zeros((R, 2 * f), dtype)), valid=part)
 
 
+def few_tokens(pair, T, d, f, E, K, dtype):
+    """Inference of few tokens: both layouts of weights, gate and up in three orders."""
+    code = libmoe.DTYPE_FP16 if dtype == np.dtype(np.float16) else libmoe.DTYPE_BF16
+    plan = dict(num_tokens=T, num_experts=E, top_k=K)
+    R = pair.cpu.query("dispatch_rows_max", plan)
+    maps = pair.run("dispatch_plan", plan, dict(ids=pair.rng.random((T, E)).argsort(-1)[:, :K].astype(I32)), dict(
+        group_offsets=np.zeros(E + 1, I64), row_of_slot=np.zeros(T * K, I32), slot_of_row=np.zeros(R, I32),
+        token_of_row=np.zeros(R, I32)))
+    x, weights = pair.randn(T, d, dtype=dtype), pair.randn(T, K)
+    w1, w2 = pair.randn(E, 2 * f, d, dtype=dtype, scale=d**-0.5), pair.randn(E, d, f, dtype=dtype, scale=f**-0.5)
+    for order in (libmoe.GATE_FIRST, libmoe.UP_FIRST, libmoe.GATE_INTERLEAVED):
+        for layout in (libmoe.WEIGHT_OUT_IN, libmoe.WEIGHT_IN_OUT):
+            across = layout == libmoe.WEIGHT_IN_OUT
+            turned = [np.ascontiguousarray(w.swapaxes(1, 2)) if across else w for w in (w1, w2)]
+            pair.run("expert_mlp_fwd", dict(
+                dtype=code, num_tokens=T, rows_max=R, top_k=K, num_experts=E, hidden_size=d, ffn_size=f, gate_order=order,
+                w1_layout=layout, w2_layout=layout), dict(x=x, w1=turned[0], w2=turned[1], weights=weights, **maps),
+                dict(y=np.zeros((T, d), dtype)))
+
+
 def main():
     seed = int(np.random.SeedSequence().entropy % 2**31)
     print(f"seed {seed}", flush=True)
@@ -113,6 +133,8 @@ def main():
     layer(pair, T=97, d=64, f=40, E=5, K=2, dtype=BF16)
     layer(pair, T=150, d=72, f=36, E=9, K=3, dtype=BF16, drop=0.3)
     layer(pair, T=33, d=20, f=12, E=4, K=2, dtype=F32)
+    few_tokens(pair, T=9, d=136, f=72, E=12, K=3, dtype=BF16)
+    few_tokens(pair, T=70, d=64, f=40, E=8, K=2, dtype=np.dtype(np.float16))
     print(f"sanitized: {pair.calls} calls agree with the CPU backend")
 
 

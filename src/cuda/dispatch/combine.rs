@@ -5,13 +5,15 @@ use crate::cuda::{Launch, Launcher};
 use crate::error::Result;
 use crate::ops::dispatch::{CombineBwd, CombineFwd};
 
-pub fn combine_fwd(launcher: &Launcher, problem: &CombineFwd) -> Result<()> {
+/// `early`: maps and weights are older than the launch before.
+pub fn combine_fwd(launcher: &Launcher, problem: &CombineFwd, early: bool) -> Result<()> {
     let params = CombineFwdParams {
         maps: DispatchMaps::new(&problem.maps, launcher.report),
         rows: problem.rows,
         y: problem.y,
         y_mode: problem.y_mode,
         hidden: problem.hidden,
+        early,
         packs: packs(&[&problem.rows, &problem.y], problem.hidden),
         weights: problem.weights.into(),
         drow_weights: Matrix::ABSENT,

@@ -168,6 +168,8 @@ pub struct CombineFwdParams {
     pub y: Matrix,
     pub y_mode: OutputMode,
     pub hidden: i64,
+    /// Maps and weights are older than the launch before this one: they may be read while that still runs.
+    pub early: bool,
     /// Rows and y can be accessed 16 bytes at a time.
     pub packs: bool,
     pub weights: DispatchWeights,

@@ -50,6 +50,7 @@ pub fn dispatch_bwd(launcher: &Launcher, problem: &DispatchBwd) -> Result<()> {
         y: dx,
         y_mode: problem.dx_mode,
         hidden: problem.hidden,
+        early: false,
         packs: packs(&[&problem.drows, &dx], problem.hidden),
         weights: Weights::None.into(),
         drow_weights: problem.drow_weights.unwrap_or(Matrix::ABSENT),

@@ -90,7 +90,7 @@ pub fn plan(
             report: launcher.report,
         };
         if is_small(sizes, &plan.choice) {
-            let threads = sizes.slots().max(sizes.groups).next_multiple_of(32).max(32);
+            let threads = (sizes.slots().max(sizes.groups) + 31) / 32 * 32;
             let launch = Launch {
                 kernel: "dispatch_plan_small",
                 grid: [1, 1, 1],

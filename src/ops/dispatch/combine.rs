@@ -105,7 +105,7 @@ pub fn combine_fwd(
         }),
         #[cfg(feature = "cuda")]
         Backend::Cuda(device) => {
-            device.run(args.report, call.stream, |launcher| cuda::dispatch::combine_fwd(launcher, &problem))
+            device.run(args.report, call.stream, |launcher| cuda::dispatch::combine_fwd(launcher, &problem, false))
         }
     }
 }
