@@ -1007,11 +1007,7 @@ typedef struct moe_capacity_bwd_args_t {
   moe_device_report_t *report;
 } moe_capacity_bwd_args_t;
 
-/**
- * The router's GEMM, forward.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** The router's GEMM, forward. */
 moe_status_t moe_router_logits_fwd(const moe_context_t *ctx,
                                    const struct moe_router_logits_desc_t *desc,
                                    const struct moe_router_logits_fwd_args_t *args,
@@ -1024,11 +1020,7 @@ moe_status_t moe_router_logits_fwd_workspace_size(const moe_context_t *ctx,
                                                   const struct moe_router_logits_desc_t *desc,
                                                   uint64_t *bytes);
 
-/**
- * The router's GEMM, backward.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** The router's GEMM, backward. */
 moe_status_t moe_router_logits_bwd(const moe_context_t *ctx,
                                    const struct moe_router_logits_desc_t *desc,
                                    const struct moe_router_logits_bwd_args_t *args,
@@ -1070,11 +1062,7 @@ moe_status_t moe_router_bwd_workspace_size(const moe_context_t *ctx,
                                            const struct moe_router_desc_t *desc,
                                            uint64_t *bytes);
 
-/**
- * The router's losses alone.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** The router's losses alone. */
 moe_status_t moe_router_loss_fwd(const moe_context_t *ctx,
                                  const struct moe_router_loss_desc_t *desc,
                                  const struct moe_router_loss_fwd_args_t *args,
@@ -1087,11 +1075,7 @@ moe_status_t moe_router_loss_fwd_workspace_size(const moe_context_t *ctx,
                                                 const struct moe_router_loss_desc_t *desc,
                                                 uint64_t *bytes);
 
-/**
- * The gradient of moe_router_loss_fwd.
- *
- * Not built yet: answers MOE_STATUS_UNSUPPORTED.
- */
+/** The gradient of moe_router_loss_fwd. */
 moe_status_t moe_router_loss_bwd(const moe_context_t *ctx,
                                  const struct moe_router_loss_desc_t *desc,
                                  const struct moe_router_loss_bwd_args_t *args,

@@ -6,6 +6,7 @@
 #include <cooperative_groups.h>
 
 #include "philox.cuh"
+#include "radix_select.cuh"
 #include "router.cuh"
 
 namespace {
@@ -80,17 +81,10 @@ __device__ inline Experts experts_between(int first, int last) {
   return below(end) & ~below(begin);
 }
 
-// fp32 as unsigned integers of the same order, 1 at least.
-__device__ inline uint32_t ordered(float value) {
-  const uint32_t bits = __float_as_uint(value);
-  return bits ^ (static_cast<int32_t>(bits) < 0 ? 0xffffffffu : 0x80000000u);
-}
-
 // The candidate with the largest key in the warp, the lower where keys are equal; -1 without candidates. `key`, `expert`:
 // each lane's best, the latter -1 without.
 __device__ inline int best_of_warp(float key, int expert) {
-  // -0 is 0.
-  const uint32_t order = expert < 0 ? 0 : ordered(key + 0.0f);
+  const uint32_t order = expert < 0 ? 0 : ordered(key);
   const uint32_t top = __reduce_max_sync(ALL, order);
   return top == 0 ? -1 : static_cast<int>(__reduce_min_sync(ALL, order == top ? expert : 0x7fffffffu));
 }

@@ -11,8 +11,6 @@ use crate::ops::router as ops;
 use super::{call, query};
 
 /// The router's GEMM, forward.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_router_logits_fwd(
     ctx: *const moe_context_t,
@@ -39,8 +37,6 @@ pub unsafe extern "C" fn moe_router_logits_fwd_workspace_size(
 }
 
 /// The router's GEMM, backward.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_router_logits_bwd(
     ctx: *const moe_context_t,
@@ -116,8 +112,6 @@ pub unsafe extern "C" fn moe_router_bwd_workspace_size(
 }
 
 /// The router's losses alone.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_router_loss_fwd(
     ctx: *const moe_context_t,
@@ -142,8 +136,6 @@ pub unsafe extern "C" fn moe_router_loss_fwd_workspace_size(
 }
 
 /// The gradient of moe_router_loss_fwd.
-///
-/// Not built yet: answers MOE_STATUS_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_router_loss_bwd(
     ctx: *const moe_context_t,

@@ -126,6 +126,44 @@ def few_tokens(pair, T, d, f, E, K, dtype):
                 dict(y=np.zeros((T, d), dtype)))
 
 
+def routers(pair, T, d, E, K, dtype):
+    """What surrounds the router: its GEMM, expert choice, the bias, capacity, Sinkhorn."""
+    code = {F32: libmoe.DTYPE_FP32, np.dtype(np.float16): libmoe.DTYPE_FP16}.get(dtype, libmoe.DTYPE_BF16)
+    x, weight = pair.randn(T, d, dtype=dtype), pair.randn(E, d, dtype=dtype, scale=d**-0.5)
+    gate = dict(dtype=code, logits_dtype=libmoe.DTYPE_FP32, num_tokens=T, hidden_size=d, num_experts=E, jitter=libmoe.ON,
+                jitter_eps=0.1)
+    random = dict(random=(5, 6))
+    logits = pair.run("router_logits_fwd", gate, dict(x=x, weight=weight, bias=pair.randn(E)),
+                      dict(logits=np.zeros((T, E), F32), jittered_x=np.zeros((T, d), dtype)), random)["logits"]
+    pair.run("router_logits_bwd", gate, dict(dlogits=pair.randn(T, E), x=x, weight=weight),
+             dict(dx=np.zeros((T, d), dtype), dweight=np.zeros((E, d), F32), dbias=np.zeros(E, F32)), random)
+    # Logits far apart, so that no choice hangs on the last bit of a score.
+    logits = 4 * logits
+    few = dict(logits_dtype=libmoe.DTYPE_FP32, num_tokens=T, num_experts=E)
+    C = T * K // E
+    chosen = pair.run("expert_choice_fwd", dict(capacity=C, **few), dict(logits=logits), dict(
+        token_ids=np.zeros((E, C), I32), weights=np.zeros((E, C), F32), weights_dense=np.zeros((T, E), F32),
+        byte_mask=np.zeros((T, E), np.uint8), bit_mask=np.zeros((T, -(-E // 32)), np.uint32)))
+    pair.run("expert_choice_bwd", dict(capacity=C, **few), dict(
+        logits=logits, token_ids=chosen["token_ids"], dweights=pair.randn(E, C)), dict(dlogits=np.zeros((T, E), F32)))
+    pair.run("expert_choice_bwd", dict(capacity=C, **few), dict(
+        logits=logits, byte_mask=chosen["byte_mask"], dweights_dense=pair.randn(T, E)), dict(dlogits=np.zeros((T, E), F32)))
+    pair.run("router_bias_update", dict(rule=libmoe.BIAS_UPDATE_SIGN, num_experts=E),
+             dict(tokens_per_expert=pair.rng.integers(0, 9, E)), dict(bias=pair.randn(E)))
+    pair.run("router_bias_update", dict(rule=libmoe.BIAS_UPDATE_QUANTILE, num_experts=E, num_tokens=T, top_k=K),
+             dict(scores=pair.randn(T, E)), dict(bias=pair.randn(E)))
+    ids, weights = pair.rng.random((T, E)).argsort(1)[:, :K].astype(I32), pair.rng.random((T, K)).astype(F32)
+    for policy in range(libmoe.DROP_BY_CHOICE + 1):
+        drop = dict(num_tokens=T, num_experts=E, top_k=K, capacity=C, policy=policy, renormalize=libmoe.DROP_RENORMALIZE_AFTER)
+        kept = pair.run("capacity_fwd", drop, dict(ids=ids, weights=weights), dict(
+            kept_ids=np.zeros((T, K), I32), kept_weights=np.zeros((T, K), F32), tokens_per_expert=np.zeros(E, I64),
+            dropped_per_expert=np.zeros(E, I64)), random)
+        pair.run("capacity_bwd", drop, dict(weights=weights, kept_ids=kept["kept_ids"], dkept_weights=pair.randn(T, K)),
+                 dict(dweights=np.zeros((T, K), F32)))
+    pair.run("sinkhorn", dict(preset=libmoe.SINKHORN_MEGATRON, **few), dict(logits=logits / 4),
+             dict(probs=np.zeros((T, E), F32), log_d0=np.zeros(T, F32), log_d1=np.zeros(E, F32)))
+
+
 def main():
     seed = int(np.random.SeedSequence().entropy % 2**31)
     print(f"seed {seed}", flush=True)
@@ -135,6 +173,8 @@ def main():
     layer(pair, T=33, d=20, f=12, E=4, K=2, dtype=F32)
     few_tokens(pair, T=9, d=136, f=72, E=12, K=3, dtype=BF16)
     few_tokens(pair, T=70, d=64, f=40, E=8, K=2, dtype=np.dtype(np.float16))
+    routers(pair, T=211, d=136, E=10, K=3, dtype=BF16)
+    routers(pair, T=150, d=44, E=70, K=4, dtype=F32)
     print(f"sanitized: {pair.calls} calls agree with the CPU backend")
 
 

@@ -4,10 +4,13 @@ use crate::abi::router::*;
 use crate::check::{self, Count};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda::router::bias_update as cuda;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, matrix};
-use crate::workspace::{Layout, Workspace};
+#[cfg(feature = "cuda")]
+use crate::workspace::Workspace;
 
 use super::loss::{MAX_EXPERTS, MAX_TOP_K};
 
@@ -55,7 +58,7 @@ pub fn router_bias_update(
     ctx: &moe_context_t,
     desc: &moe_router_bias_update_desc_t,
     args: &moe_router_bias_update_args_t,
-    call: Call,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] call: Call,
 ) -> Result<()> {
     let (rule, experts) = Rule::check(desc)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
@@ -74,17 +77,25 @@ pub fn router_bias_update(
         },
     };
     let problem = Update { experts, bias, data };
-    Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
             cpu::router::bias_update::run(&problem, &report);
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_router_bias_update is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, keys) = cuda::layout(&rule, experts);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::run(device, &problem, (workspace, keys), args.report, call.stream)
+        }
     }
 }
 
-pub fn router_bias_update_workspace(_: &moe_context_t, desc: &moe_router_bias_update_desc_t) -> Result<u64> {
-    Rule::check(desc).map(|_| 0)
+pub fn router_bias_update_workspace(ctx: &moe_context_t, desc: &moe_router_bias_update_desc_t) -> Result<u64> {
+    let (_rule, _experts) = Rule::check(desc)?;
+    match &ctx.backend {
+        Backend::Cpu => Ok(0),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(_) => Ok(cuda::layout(&_rule, _experts).0.bytes()),
+    }
 }

@@ -4,11 +4,14 @@ use crate::abi::router::*;
 use crate::check::{self, Count, OutputMode};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda::router::capacity as cuda;
 use crate::dtype::{FLOATS, INDICES};
 use crate::error::{Error, Result};
 use crate::philox::{self, Source};
 use crate::tensor::{Matrix, is_absent, matrix};
-use crate::workspace::{Layout, Workspace};
+#[cfg(feature = "cuda")]
+use crate::workspace::Workspace;
 
 use super::loss::{MAX_EXPERTS, MAX_TOP_K};
 
@@ -131,7 +134,7 @@ pub fn capacity_fwd(
     ctx: &moe_context_t,
     desc: &moe_capacity_desc_t,
     args: &moe_capacity_fwd_args_t,
-    call: Call,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] call: Call,
 ) -> Result<()> {
     let desc = Capacity::check(desc)?;
     let (bound, top_k) = (desc.bound, desc.top_k);
@@ -152,14 +155,17 @@ pub fn capacity_fwd(
         sampling: sampling(ctx, &desc, args, &ids, &weights)?,
         random: philox::source("args.random", &args.random)?,
     };
-    Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
             cpu::router::capacity::fwd(&problem, &report);
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_capacity_fwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, parts) = cuda::fwd_layout(&desc);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::fwd(device, &problem, (workspace, &parts), args.report, call.stream)
+        }
     }
 }
 
@@ -190,15 +196,20 @@ fn sampling(
     }))
 }
 
-pub fn capacity_fwd_workspace(_: &moe_context_t, desc: &moe_capacity_desc_t) -> Result<u64> {
-    Capacity::check(desc).map(|_| 0)
+pub fn capacity_fwd_workspace(ctx: &moe_context_t, desc: &moe_capacity_desc_t) -> Result<u64> {
+    let _desc = Capacity::check(desc)?;
+    match &ctx.backend {
+        Backend::Cpu => Ok(0),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(_) => Ok(cuda::fwd_layout(&_desc).0.bytes()),
+    }
 }
 
 pub fn capacity_bwd(
     ctx: &moe_context_t,
     desc: &moe_capacity_desc_t,
     args: &moe_capacity_bwd_args_t,
-    call: Call,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] call: Call,
 ) -> Result<()> {
     let desc = Capacity::check(desc)?;
     let (bound, top_k) = (desc.bound, desc.top_k);
@@ -225,14 +236,13 @@ pub fn capacity_bwd(
     for (argument, tensor) in [("args.weights", weights)].into_iter().chain(floats) {
         tensor.map_or(Ok(()), |matrix| ctx.serves(argument, matrix.dtype))?;
     }
-    Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| {
             cpu::router::capacity::bwd(&problem, &report);
             Ok(())
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_capacity_bwd is not built for CUDA yet")),
+        Backend::Cuda(device) => cuda::bwd(device, &problem, args.report, call.stream),
     }
 }
 

@@ -4,10 +4,13 @@ use crate::abi::router::*;
 use crate::check::{self, Count, OutputMode};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda::router::expert_choice as cuda;
 use crate::dtype::{Dtype, FLOATS, INDICES};
 use crate::error::{Error, Result};
 use crate::tensor::{Matrix, matrix, optional_matrix};
-use crate::workspace::{Layout, Workspace};
+#[cfg(feature = "cuda")]
+use crate::workspace::Workspace;
 
 use super::loss::{MAX_EXPERTS, wide};
 
@@ -74,7 +77,7 @@ pub fn expert_choice_fwd(
     ctx: &moe_context_t,
     desc: &moe_expert_choice_desc_t,
     args: &moe_expert_choice_fwd_args_t,
-    call: Call,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] call: Call,
 ) -> Result<()> {
     let desc = describe(ctx, desc)?;
     let ExpertChoice { bound, experts, capacity, .. } = desc;
@@ -93,23 +96,31 @@ pub fn expert_choice_fwd(
     for (argument, output) in [("args.weights", problem.weights), ("args.weights_dense", problem.dense)] {
         output.map_or(Ok(()), |matrix| ctx.serves(argument, matrix.dtype))?;
     }
-    Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| cpu::router::expert_choice_fwd(&problem, report)),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_expert_choice_fwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, parts) = cuda::fwd_layout(&problem.desc);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::fwd(device, &problem, (workspace, &parts), args.report, call.stream)
+        }
     }
 }
 
 pub fn expert_choice_fwd_workspace(ctx: &moe_context_t, desc: &moe_expert_choice_desc_t) -> Result<u64> {
-    describe(ctx, desc).map(|_| 0)
+    let _desc = describe(ctx, desc)?;
+    match &ctx.backend {
+        Backend::Cpu => Ok(0),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(_) => Ok(cuda::fwd_layout(&_desc).0.bytes()),
+    }
 }
 
 pub fn expert_choice_bwd(
     ctx: &moe_context_t,
     desc: &moe_expert_choice_desc_t,
     args: &moe_expert_choice_bwd_args_t,
-    call: Call,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] call: Call,
 ) -> Result<()> {
     let desc = describe(ctx, desc)?;
     let ExpertChoice { bound, experts, capacity, .. } = desc;
@@ -123,11 +134,14 @@ pub fn expert_choice_bwd(
         mode: check::output_mode("args.dlogits_mode", &args.dlogits_mode)?,
     };
     ctx.serves("args.dlogits", problem.dlogits.dtype)?;
-    Workspace::new(call.workspace, call.workspace_size, &Layout::default())?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| cpu::router::expert_choice_bwd(&problem, report)),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_expert_choice_bwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, chains) = cuda::bwd_layout(&problem.desc);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::bwd(device, &problem, (workspace, &chains), args.report, call.stream)
+        }
     }
 }
 
@@ -159,5 +173,10 @@ fn gradient(
 }
 
 pub fn expert_choice_bwd_workspace(ctx: &moe_context_t, desc: &moe_expert_choice_desc_t) -> Result<u64> {
-    describe(ctx, desc).map(|_| 0)
+    let _desc = describe(ctx, desc)?;
+    match &ctx.backend {
+        Backend::Cpu => Ok(0),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(_) => Ok(cuda::bwd_layout(&_desc).0.bytes()),
+    }
 }

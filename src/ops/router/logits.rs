@@ -5,10 +5,14 @@ use crate::abi::types::*;
 use crate::check::{self, Count, OutputMode};
 use crate::context::{Backend, Call, moe_context_t};
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda::router::logits as cuda;
 use crate::dtype::{Dtype, FLOATS};
 use crate::error::{Error, Result};
 use crate::philox::{self, Source};
 use crate::tensor::{Matrix, matrix, optional_matrix, optional_vector};
+#[cfg(feature = "cuda")]
+use crate::workspace::Workspace;
 
 use super::loss::MAX_EXPERTS;
 
@@ -85,9 +89,10 @@ pub fn router_logits_fwd(
     ctx: &moe_context_t,
     desc: &moe_router_logits_desc_t,
     args: &moe_router_logits_fwd_args_t,
-    _: Call,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] call: Call,
 ) -> Result<()> {
     let gate = Gate::check(desc)?;
+    ctx.serves("desc.dtype", gate.dtype)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
     let (tokens, hidden, experts) = (gate.tokens, gate.hidden, gate.experts);
     let problem = Forward {
@@ -100,25 +105,35 @@ pub fn router_logits_fwd(
         jittered_x: optional_matrix("args.jittered_x", &args.jittered_x, &[gate.dtype], tokens, hidden)?,
         random: philox::source("args.random", &args.random)?,
     };
+    problem.bias.map_or(Ok(()), |vector| ctx.serves("args.bias", vector.dtype))?;
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| cpu::router::logits_fwd(&problem, report)),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_router_logits_fwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, part) = cuda::fwd_layout(device, &gate);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::fwd(device, &problem, (workspace, part), args.report, call.stream)
+        }
     }
 }
 
-pub fn router_logits_fwd_workspace(_: &moe_context_t, desc: &moe_router_logits_desc_t) -> Result<u64> {
-    Gate::check(desc)?;
-    Ok(0)
+pub fn router_logits_fwd_workspace(ctx: &moe_context_t, desc: &moe_router_logits_desc_t) -> Result<u64> {
+    let _gate = Gate::check(desc)?;
+    match &ctx.backend {
+        Backend::Cpu => Ok(0),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(device) => Ok(cuda::fwd_layout(device, &_gate).0.bytes()),
+    }
 }
 
 pub fn router_logits_bwd(
     ctx: &moe_context_t,
     desc: &moe_router_logits_desc_t,
     args: &moe_router_logits_bwd_args_t,
-    _: Call,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] call: Call,
 ) -> Result<()> {
     let gate = Gate::check(desc)?;
+    ctx.serves("desc.dtype", gate.dtype)?;
     check::range("args.reserved", args.reserved.into(), 0..=0)?;
     let (tokens, hidden, experts) = (gate.tokens, gate.hidden, gate.experts);
     let dx = optional_matrix("args.dx", &args.dx, &[gate.dtype], tokens, hidden)?;
@@ -140,14 +155,25 @@ pub fn router_logits_bwd(
         dbias_mode: check::output_mode("args.dbias_mode", &args.dbias_mode)?,
         random: philox::source("args.random", &args.random)?,
     };
+    for (argument, output) in [("args.dweight", problem.dweight), ("args.dbias", problem.dbias)] {
+        output.map_or(Ok(()), |tensor| ctx.serves(argument, tensor.dtype))?;
+    }
     match &ctx.backend {
         Backend::Cpu => ctx.with_report(args.report, |report| cpu::router::logits_bwd(&problem, report)),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => Err(Error::unsupported("moe_router_logits_bwd is not built for CUDA yet")),
+        Backend::Cuda(device) => {
+            let (layout, parts) = cuda::bwd_layout(device, &gate);
+            let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
+            cuda::bwd(device, &problem, (workspace, &parts), args.report, call.stream)
+        }
     }
 }
 
-pub fn router_logits_bwd_workspace(_: &moe_context_t, desc: &moe_router_logits_desc_t) -> Result<u64> {
-    Gate::check(desc)?;
-    Ok(0)
+pub fn router_logits_bwd_workspace(ctx: &moe_context_t, desc: &moe_router_logits_desc_t) -> Result<u64> {
+    let _gate = Gate::check(desc)?;
+    match &ctx.backend {
+        Backend::Cpu => Ok(0),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(device) => Ok(cuda::bwd_layout(device, &_gate).0.bytes()),
+    }
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import cpu, decode, dispatch, host, portable, router, sinkhorn, transformers_step
+from . import cpu, decode, dispatch, host, portable, router, router_logits, sinkhorn, transformers_step
 
 # Each module gives KEY, ROWS (shape, routing), NEEDS ("gpu" or "cpu") and run(ctx) -> (rows, detail).
-SECTIONS = (host, cpu, portable, router, sinkhorn, dispatch, decode, transformers_step)
+SECTIONS = (host, cpu, portable, router_logits, router, sinkhorn, dispatch, decode, transformers_step)

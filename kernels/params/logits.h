@@ -1,0 +1,55 @@
+// Generated from the Rust sources: do not edit.
+
+#ifndef MOE_PARAMS_LOGITS_H
+#define MOE_PARAMS_LOGITS_H
+
+#include "types.h"
+
+/// Tokens of a tile of the tensor cores, and elements of a step along the sum.
+constexpr static const int64_t GATE_TOKENS = 128;
+
+constexpr static const int64_t GATE_STEP = 64;
+
+/// Columns of x that a block of the gradient of the weights has.
+constexpr static const int64_t GATE_COLUMNS = 128;
+
+/// Rows and columns of a tile of plain multiplication.
+constexpr static const int64_t GATE_PLAIN = 64;
+
+/// Of every kernel that multiplies. Data is NULL where a tensor is absent.
+struct RouterGateParams {
+  Count tokens;
+  int64_t hidden;
+  int32_t experts;
+  bool jitter;
+  float eps;
+  moe_random_t random;
+  Matrix x;
+  Matrix weight;
+  Matrix bias;
+  Matrix logits;
+  Matrix jittered_x;
+  Matrix dlogits;
+  Matrix dx;
+  OutputMode dx_mode;
+  /// [splits, rows, columns] of sums of so many elements each; NULL: the sum is whole.
+  uint8_t *partials;
+  int64_t span;
+  moe_device_report_t *report;
+};
+
+/// Joins parts: out[rows, columns] = sum of the parts (+ bias).
+struct RouterJoinParams {
+  const uint8_t *partials;
+  /// Parts are fp64.
+  bool wide;
+  int32_t splits;
+  Count rows;
+  int64_t columns;
+  Matrix bias;
+  Matrix out;
+  OutputMode mode;
+  moe_device_report_t *report;
+};
+
+#endif  // MOE_PARAMS_LOGITS_H

@@ -1,0 +1,115 @@
+"""The router's GEMM, expert choice, capacity and the bias' update at sizes that only a GPU does quickly: beside float64
+torch, in a CUDA graph, repeated to the bit, and on ids of random bits."""
+
+import libmoe
+import pytest
+import reference
+import torch
+from layer import draw_ids, poisoned
+
+CODES = {torch.bfloat16: libmoe.DTYPE_BF16, torch.float16: libmoe.DTYPE_FP16, torch.float32: libmoe.DTYPE_FP32}
+
+
+@pytest.mark.parametrize("dtype", CODES, ids=str)
+@pytest.mark.parametrize("T, d, E", [(16384, 2048, 8), (5000, 1032, 64), (3001, 7168, 128), (2000, 520, 256), (700, 2880, 300)])
+def test_logits(gpu, rng, dtype, T, d, E):
+    x, weight = torch.randn(T, d, device="cuda").to(dtype), (torch.randn(E, d, device="cuda") * d**-0.5).to(dtype)
+    dlogits = torch.randn(T, E, device="cuda")
+    desc = dict(dtype=CODES[dtype], logits_dtype=libmoe.DTYPE_FP32, num_tokens=T, hidden_size=d, num_experts=E)
+    found = []
+    for _ in range(2):
+        logits, dx = poisoned(T, E, dtype=torch.float32), poisoned(T, d, dtype=dtype)
+        dweight, dbias = poisoned(E, d, dtype=torch.float32), poisoned(E, dtype=torch.float32)
+        gpu.run("router_logits_fwd", desc, dict(x=x, weight=weight, logits=logits))
+        gpu.run("router_logits_bwd", desc, dict(dlogits=dlogits, x=x, weight=weight, dx=dx, dweight=dweight, dbias=dbias))
+        found.append((logits, dx, dweight, dbias))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    logits, dx, dweight, dbias = found[0]
+    X, W, G = x.double(), weight.double(), dlogits.double()
+    assert reference.error(logits, X @ W.T) < 1e-5
+    assert reference.error(dx, G @ W) < reference.TOLERANCE[dtype]
+    # bf16 tensor cores take fp32 gradients as two numbers of 8 bits each.
+    assert reference.error(dweight, G.T @ X) < 2e-5
+    assert reference.error(dbias, G.sum(0)) < 1e-5
+
+
+@pytest.mark.parametrize("T, E, C", [(65536, 64, 2048), (20000, 8, 5000), (4096, 256, 100)])
+def test_expert_choice(gpu, rng, T, E, C):
+    logits = torch.randn(T, E, device="cuda")
+    ids, weights = poisoned(E, C, dtype=torch.int64), poisoned(E, C, dtype=torch.float32)
+    gpu.run("expert_choice_fwd", dict(logits_dtype=libmoe.DTYPE_FP32, num_tokens=T, num_experts=E, capacity=C),
+            dict(logits=logits, token_ids=ids, weights=weights))
+    scores = logits.double().softmax(-1).T
+    best = scores.topk(C, -1)
+    assert (ids.diff(dim=-1) > 0).all()
+    assert reference.error(weights, scores.gather(1, ids)) < 1e-5
+    # All that were taken are as good as the least of the best.
+    assert (weights.double().amin(-1) >= best.values[:, -1] * (1 - 1e-5)).all()
+
+
+def test_capacity_in_a_graph(gpu, rng):
+    T, E, K, C = 20000, 16, 4, 3000
+    weights, ids = torch.rand(T, K, device="cuda"), torch.empty(T, K, device="cuda", dtype=torch.int32)
+    kept, kept_weights = torch.empty_like(ids), torch.empty_like(weights)
+    counts, dropped = (torch.empty(E, device="cuda", dtype=torch.int64) for _ in range(2))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call = gpu.prepare("capacity_fwd", dict(num_tokens=T, num_experts=E, top_k=K, capacity=C), dict(
+            ids=ids, weights=weights, kept_ids=kept, kept_weights=kept_weights, tokens_per_expert=counts, dropped_per_expert=dropped))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            call()
+    for kind in ("even", "skewed", "one", "dropped"):
+        ids.copy_(draw_ids(rng, T, E, K, kind))
+        weights.uniform_()
+        torch.cuda.synchronize()
+        graph.replay()
+        torch.cuda.synchronize()
+        for e in range(E):
+            own = ids == e
+            assert counts[e] == min(C, own.sum()) and dropped[e] == max(own.sum() - C, 0), (kind, e)
+            stays = kept == e
+            assert (own | ~stays).all() and stays.sum() == counts[e], (kind, e)
+            if dropped[e] > 0:
+                assert weights[stays].min() >= weights[own & ~stays].max(), (kind, e)
+        assert torch.equal(kept_weights, torch.where(kept >= 0, weights, 0)), kind
+
+
+def test_bias_update(gpu, rng):
+    E, T, K = 128, 30000, 8
+    counts, bias = torch.randint(0, 1 << 50, (E,), device="cuda"), torch.zeros(E, device="cuda")
+    gpu.run("router_bias_update", dict(rule=libmoe.BIAS_UPDATE_SIGN, num_experts=E, rate=0.5), dict(bias=bias, tokens_per_expert=counts))
+    mean = sum(counts.tolist()) / E
+    assert torch.equal(bias, 0.5 * torch.sign(mean - counts.double()).float())
+    scores, bias = torch.rand(T, E, device="cuda") + torch.rand(E, device="cuda"), torch.zeros(E, device="cuda")
+    for _ in range(8):
+        gpu.run("router_bias_update", dict(rule=libmoe.BIAS_UPDATE_QUANTILE, num_experts=E, num_tokens=T, top_k=K),
+                dict(bias=bias, scores=scores))
+    load = torch.bincount((scores + bias).topk(K, -1).indices.reshape(-1), minlength=E)
+    assert load.max() < 1.1 * T * K / E
+
+
+def test_random_bits(gpu, rng):
+    """Ids that point anywhere: nothing outside is touched, and the fault is reported."""
+    T, E, K, C = 3000, 12, 3, 500
+    wild = torch.randint(-(2**62), 2**62, (E, C), device="cuda")
+    wild[:, ::2] %= T
+    report = torch.zeros(3, device="cuda", dtype=torch.int64)
+    dlogits = torch.full((T + 200, E), 77.0, device="cuda")
+    gpu.run("expert_choice_bwd", dict(logits_dtype=libmoe.DTYPE_FP32, num_tokens=T, num_experts=E, capacity=C), dict(
+        logits=torch.randn(T, E, device="cuda"), token_ids=wild, dweights=torch.randn(E, C, device="cuda"), dlogits=dlogits[:T],
+        report=report))
+    torch.cuda.synchronize()
+    assert report[0] & 0xFFFFFFFF == libmoe.FAULT_TOKEN_INDEX
+    assert (dlogits[T:] == 77).all() and torch.isfinite(dlogits).all()
+    ids = torch.randint(-(2**31), 2**31 - 1, (T, K), device="cuda", dtype=torch.int32)
+    ids[::3] %= E
+    kept = torch.empty_like(ids)
+    weights = torch.rand(T, K, device="cuda")
+    counts = torch.empty(E, device="cuda", dtype=torch.int64)
+    gpu.run("capacity_fwd", dict(num_tokens=T, num_experts=E, top_k=K, capacity=C), dict(
+        ids=ids, weights=weights, kept_ids=kept, kept_weights=torch.empty_like(weights), tokens_per_expert=counts))
+    torch.cuda.synchronize()
+    inside = ids[(ids >= 0) & (ids < E)]
+    assert torch.equal(counts, torch.bincount(inside, minlength=E).clamp(max=C))
+    assert torch.equal(torch.bincount(kept[kept >= 0], minlength=E), counts)
