@@ -36,18 +36,35 @@ template <int N> __device__ inline void factors(const Philox &random, float eps,
 // different banks.
 __device__ inline uint32_t place(int row, int chunk) { return row * (2 * STEP) + ((chunk ^ (row & 7)) << 4); }
 
-// Copies rows x 64 elements of a matrix from (row, column) on; zeros behind `rows_end` and `columns_end`.
-template <class T, int ROWS, int THREADS>
-__device__ inline void load_tile(uint32_t to, const Matrix &from, int64_t row, int64_t rows_end, int64_t column,
-                                 int64_t columns_end) {
-  const T *const data = reinterpret_cast<const T *>(from.data);
-#pragma unroll
-  for (int i = threadIdx.x; i < ROWS * 8; i += THREADS) {
-    const int64_t at = row + i / 8, first = column + i % 8 * 8;
-    const int64_t valid = at < rows_end ? min(max(columns_end - first, int64_t(0)), int64_t(8)) : 0;
-    cp_async_16(to + place(i / 8, i % 8), valid > 0 ? data + at * from.pitch + first : data, 2 * static_cast<uint32_t>(valid));
+// A thread's chunks of tiles of ROWS rows x 64 elements: of one column of chunks, rows THREADS/8 apart; zeros behind the
+// last row.
+template <class T, int ROWS, int THREADS> struct Loader {
+  static constexpr int APART = THREADS / 8, COUNT = (ROWS + APART - 1) / APART;
+  const T *from;
+  int64_t apart;
+  int rows;
+
+  __device__ Loader(const Matrix &matrix, int64_t row, int64_t rows_end)
+      : from(reinterpret_cast<const T *>(matrix.data) + row * matrix.pitch), apart(APART * matrix.pitch),
+        rows(static_cast<int>(min(rows_end - row, int64_t(ROWS))) - static_cast<int>(threadIdx.x / 8)) {
+    // A thread without rows stays at the first, which is there.
+    if (rows > 0) from += threadIdx.x / 8 * matrix.pitch;
   }
-}
+
+  // Columns from `column` on; zeros behind `columns_end`.
+  __device__ void load(uint32_t to, int64_t column, int64_t columns_end) const {
+    const int left = static_cast<int>(min(columns_end - column, int64_t(STEP))) - static_cast<int>(threadIdx.x % 8 * 8);
+    const uint32_t valid = 2 * min(max(left, 0), 8);
+    const T *const first = from + (valid > 0 ? column + threadIdx.x % 8 * 8 : 0);
+    to += place(threadIdx.x / 8, threadIdx.x % 8);
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      if (ROWS % APART != 0 && threadIdx.x / 8 + i * APART >= ROWS) continue;
+      const bool here = i * APART < rows;
+      cp_async_16(to + i * APART * 2 * STEP, here ? first + i * apart : from, here ? valid : 0);
+    }
+  }
+};
 
 // Multiplies a chunk of eight elements of x by their jitter; `first` is the number of its first element.
 template <class T> __device__ inline void jitter_chunk(T (&chunk)[8], const Philox &random, float eps, uint64_t first) {

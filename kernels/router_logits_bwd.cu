@@ -44,12 +44,19 @@ template <class T, bool SPLIT> struct Gradient {
 template <class T, int COLUMNS>
 __device__ inline void load_rows(const Tile<T> &to, int rows, const Matrix &from, int64_t row, int64_t rows_end, int64_t column,
                                  int64_t columns_end) {
+  constexpr int WIDTH = COLUMNS / 8, APART = THREADS / WIDTH;
+  const int own = threadIdx.x / WIDTH, first = threadIdx.x % WIDTH * 8;
+  const int left = static_cast<int>(min(columns_end - column, int64_t(COLUMNS))) - first;
+  const int last = static_cast<int>(min(rows_end - row, int64_t(rows)));
+  const uint32_t valid = 2 * min(max(left, 0), 8);
   const T *const data = reinterpret_cast<const T *>(from.data);
-  for (int i = threadIdx.x; i < rows * (COLUMNS / 8); i += THREADS) {
-    const int64_t at = row + i / (COLUMNS / 8), first = column + i % (COLUMNS / 8) * 8;
-    const int64_t valid = at < rows_end ? min(max(columns_end - first, int64_t(0)), int64_t(8)) : 0;
-    cp_async_16(to.address(i / (COLUMNS / 8), i % (COLUMNS / 8) * 8), valid > 0 ? data + at * from.pitch + first : data,
-                2 * static_cast<uint32_t>(valid));
+  const T *source = data + (row + own) * from.pitch + column + first;
+  uint32_t target = to.address(own, first);
+  for (int i = own; i < rows; i += APART) {
+    const bool here = i < last && valid > 0;
+    cp_async_16(target, here ? source : data, here ? valid : 0);
+    source += APART * from.pitch;
+    target += APART * to.pitch * sizeof(T);
   }
 }
 
@@ -57,6 +64,26 @@ __device__ inline void load_rows(const Tile<T> &to, int rows, const Matrix &from
 template <class T> __device__ inline void load_b(uint32_t (&b)[4], const Tile<T> &tile, int k, int column) {
   const int lane = threadIdx.x % 32;
   ldmatrix_transposed(b, tile.address(k + lane % 16, column + lane / 16 * 8));
+}
+
+// Transposes a 4 x 4 of words among four neighbouring lanes: lane t gets word t of each.
+__device__ inline uint4 trade(const uint32_t (&own)[4], int lane) {
+  uint32_t a[4];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    // Halves of two words: lanes 0, 1 keep words 0, 1; lanes 2, 3 keep words 2, 3.
+    const uint32_t got = __shfl_xor_sync(~0u, lane < 2 ? own[2 + i] : own[i], 2);
+    a[i] = lane < 2 ? own[i] : got;
+    a[2 + i] = lane < 2 ? got : own[2 + i];
+  }
+  uint32_t b[4];
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(~0u, lane % 2 == 0 ? a[i + 1] : a[i], 1);
+    b[i] = lane % 2 == 0 ? a[i] : got;
+    b[i + 1] = lane % 2 == 0 ? got : a[i + 1];
+  }
+  return {b[0], b[1], b[2], b[3]};
 }
 
 template <class T, bool SPLIT> __device__ inline void input_gradient(const RouterGateParams &p) {
@@ -69,12 +96,12 @@ template <class T, bool SPLIT> __device__ inline void input_gradient(const Route
   char *const weights = shared + (SPLIT ? 2 : 1) * TOKENS * (depth + PAD) * sizeof(T);
   const int64_t begin = blockIdx.y * p.span, end = min(begin + p.span, p.hidden);
   const int steps = static_cast<int>((end - begin + STEP - 1) / STEP);
-  const auto stage = [&](int step) { return Tile<T>{weights + step % 2 * depth * (STEP + PAD) * sizeof(T), STEP + PAD}; };
+  const auto stage = [&](int step) { return Tile<T>{weights + step % p.stages * depth * (STEP + PAD) * sizeof(T), STEP + PAD}; };
   const auto load = [&](int step) {
     if (step < steps) load_rows<T, STEP>(stage(step), depth, p.weight, 0, p.experts, begin + int64_t(step) * STEP, p.hidden);
     cp_async_commit();
   };
-  load(0);
+  for (int step = 0; step < p.stages - 1; ++step) load(step);
   for (int i = threadIdx.x; i < TOKENS * depth; i += THREADS) {
     const int row = i / depth, expert = i % depth;
     const bool valid = token + row < tokens && expert < p.experts;
@@ -84,12 +111,13 @@ template <class T, bool SPLIT> __device__ inline void input_gradient(const Route
   const Philox random(p.random);
   T *const dx = reinterpret_cast<T *>(p.dx.data);
   const bool pairs = reinterpret_cast<uintptr_t>(dx) % 4 == 0 && p.dx.pitch % 2 == 0;
+  const bool packs = reinterpret_cast<uintptr_t>(dx) % 16 == 0 && p.dx.pitch % 8 == 0;
   // A warp has 32 tokens and 32 columns.
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = warp % 4 * 32, column = warp / 4 * 32;
   for (int step = 0; step < steps; ++step) {
-    cp_async_wait<0>();
+    p.stages == 2 ? cp_async_wait<0>() : p.stages == 3 ? cp_async_wait<1>() : cp_async_wait<2>();
     __syncthreads();
-    load(step + 1);
+    load(step + p.stages - 1);
     const Tile<T> weight = stage(step);
     float sums[2][4][4] = {};
     for (int k = 0; k < depth; k += 16) {
@@ -111,32 +139,47 @@ template <class T, bool SPLIT> __device__ inline void input_gradient(const Route
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
+      for (int half = 0; half < 2; ++half) {
+        const int64_t t = token + row + 16 * m + 8 * half + lane / 4;
+        const int64_t first = begin + int64_t(step) * STEP + column;
+        uint32_t packed[4];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int64_t t = token + row + 16 * m + 8 * half + lane / 4;
-          const int64_t c = begin + int64_t(step) * STEP + column + 8 * n + lane % 4 * 2;
-          if (t >= tokens || c >= p.hidden) continue;
-          float by[2] = {1, 1};
+        for (int n = 0; n < 4; ++n) {
+          const int64_t c = first + 8 * n + lane % 4 * 2;
+          const bool here = t < tokens && c < p.hidden, both = here && c + 1 < p.hidden;
+          float by[2] = {1, 1}, value[2];
           if (p.jitter) factors<2>(random, p.eps, static_cast<uint64_t>(t) * p.hidden + c, by);
           T *const to = dx + t * p.dx.pitch + c;
-          const bool both = c + 1 < p.hidden;
-          float value[2];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             value[i] = sums[m][n][2 * half + i];
             if (p.jitter) value[i] *= by[i];
-            if (add && (i == 0 || both)) value[i] += to_float(to[i]);
+            if (add && (i == 0 ? here : both)) value[i] += to_float(to[i]);
           }
+          const T pair[2] = {from_float<T>(value[0]), from_float<T>(value[1])};
+          memcpy(&packed[n], pair, sizeof packed[n]);
+          if (packs) continue;
           if (pairs && both) {
-            const T packed[2] = {from_float<T>(value[0]), from_float<T>(value[1])};
-            uint32_t bits;
-            memcpy(&bits, packed, sizeof bits);
-            *reinterpret_cast<uint32_t *>(to) = bits;
+            *reinterpret_cast<uint32_t *>(to) = packed[n];
           } else {
-            to[0] = from_float<T>(value[0]);
-            if (both) to[1] = from_float<T>(value[1]);
+            if (here) to[0] = pair[0];
+            if (both) to[1] = pair[1];
           }
+        }
+        if (!packs) continue;
+        // The four lanes of a row trade, so that each has eight neighbouring columns.
+        const uint4 eight = trade(packed, lane % 4);
+        const int64_t c = first + lane % 4 * 8;
+        if (t >= tokens || c >= p.hidden) continue;
+        T *const to = dx + t * p.dx.pitch + c;
+        if (c + 8 <= p.hidden) {
+          *reinterpret_cast<uint4 *>(to) = eight;
+        } else {
+          T each[8];
+          memcpy(each, &eight, sizeof each);
+#pragma unroll
+          for (int i = 0; i < 8; ++i)
+            if (c + i < p.hidden) to[i] = each[i];
         }
       }
     }
@@ -261,7 +304,7 @@ ROUTER_LOGITS_DX(bf16_split, __nv_bfloat16, true)
 ROUTER_LOGITS_DX(fp16, __half, false)
 
 #define ROUTER_LOGITS_DWEIGHT(NAME, T, EXPERTS, SPLIT)        \
-  extern "C" __global__ void __launch_bounds__(THREADS, 1)    \
+  extern "C" __global__ void __launch_bounds__(THREADS, EXPERTS <= 64 ? 2 : 1) \
       router_logits_dweight_##NAME(const __grid_constant__ RouterGateParams p) { weight_gradient<T, EXPERTS, SPLIT>(p); }
 
 ROUTER_LOGITS_DWEIGHT(bf16_16, __nv_bfloat16, 16, false)

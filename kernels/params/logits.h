@@ -35,6 +35,8 @@ struct RouterGateParams {
   /// [splits, rows, columns] of sums of so many elements each; NULL: the sum is whole.
   uint8_t *partials;
   int64_t span;
+  /// Of the weights, in the gradient of x: 2 to 4.
+  int32_t stages;
   moe_device_report_t *report;
 };
 

@@ -45,6 +45,8 @@ pub struct RouterGateParams {
     /// [splits, rows, columns] of sums of so many elements each; NULL: the sum is whole.
     pub partials: *mut u8,
     pub span: i64,
+    /// Of the weights, in the gradient of x: 2 to 4.
+    pub stages: i32,
     pub report: *mut moe_device_report_t,
 }
 
@@ -157,7 +159,9 @@ fn dweight_split(device: &Device, gate: &Gate) -> Split {
         false => (GATE_PLAIN, GATE_PLAIN),
     };
     let tiles = ceil_div(gate.experts, rows) * ceil_div(gate.hidden, columns);
-    Split::new(gate.tokens, tiles, i64::from(device.multiprocessors), LEAST_SPAN)
+    // Two blocks of few experts share a multiprocessor.
+    let blocks = i64::from(device.multiprocessors) * if matrix_cores(gate) && rows <= 64 { 2 } else { 1 };
+    Split::new(gate.tokens, tiles, blocks, LEAST_SPAN)
 }
 
 /// Experts of a tile of the weights' gradient.
@@ -194,6 +198,7 @@ fn params(gate: &Gate, tokens: Count, random: moe_random_t, launcher: &Launcher)
         dx_mode: OutputMode { add: false, device: std::ptr::null() },
         partials: std::ptr::null_mut(),
         span: 0,
+        stages: 2,
         report: launcher.report,
     }
 }
@@ -236,8 +241,7 @@ pub fn fwd(
                 _ => "router_logits_fwd_bf16_256",
             };
             let grid = [ceil_div(gate.tokens, GATE_TOKENS), ceil_div(gate.experts, tile), split.parts];
-            let block = if tile == 256 { 512 } else { 256 };
-            launch(launcher, kernel, grid, block, fwd_shared(tile), &params)?;
+            launch(launcher, kernel, grid, 512, fwd_shared(tile), &params)?;
         } else {
             let kernel = if gate.wide { "router_logits_fwd_plain_fp64" } else { "router_logits_fwd_plain" };
             let grid = [ceil_div(gate.tokens, GATE_PLAIN), ceil_div(gate.experts, GATE_PLAIN), split.parts];
@@ -339,13 +343,15 @@ pub fn bwd(
 fn dx(launcher: &Launcher, gate: &Gate, params: &RouterGateParams) -> Result<()> {
     let split = gate.logits != gate.dtype;
     let depth = ceil_div(gate.experts, 16) * 16;
-    // The gradient's rows, twice where they are split, and two stages of the weights.
-    let shared = (GATE_TOKENS * (depth + 8) * if split { 2 } else { 1 } + 2 * depth * (GATE_STEP + 8)) * 2;
-    if !(matrix_cores_take(gate) && packed(&params.weight) && fits(launcher.device, shared)) {
+    // The gradient's rows, twice where they are split, and stages of the weights.
+    let shared =
+        |stages: i64| (GATE_TOKENS * (depth + 8) * if split { 2 } else { 1 } + stages * depth * (GATE_STEP + 8)) * 2;
+    let stages = (2..=4).rev().find(|&stages| fits(launcher.device, shared(stages)));
+    let Some(stages) = stages.filter(|_| matrix_cores_take(gate) && packed(&params.weight)) else {
         let kernel = if gate.wide { "router_logits_dx_plain_fp64" } else { "router_logits_dx_plain" };
         let grid = [ceil_div(gate.tokens, GATE_PLAIN), ceil_div(gate.hidden, GATE_PLAIN).min(1024), 1];
         return launch(launcher, kernel, grid, 256, 0, params);
-    }
+    };
     let kernel = match (gate.dtype, split) {
         (Dtype::Fp16, _) => "router_logits_dx_fp16",
         (_, true) => "router_logits_dx_bf16_split",
@@ -353,8 +359,8 @@ fn dx(launcher: &Launcher, gate: &Gate, params: &RouterGateParams) -> Result<()>
     };
     let tiles = ceil_div(gate.tokens, GATE_TOKENS);
     let spread = Split::new(gate.hidden, tiles, 2 * i64::from(launcher.device.multiprocessors), GATE_STEP);
-    let params = RouterGateParams { span: spread.span, ..*params };
-    launch(launcher, kernel, [tiles, spread.parts, 1], 256, shared, &params)
+    let params = RouterGateParams { span: spread.span, stages: stages as i32, ..*params };
+    launch(launcher, kernel, [tiles, spread.parts, 1], 256, shared(stages), &params)
 }
 
 /// Parts of dweight = dlogits^T * x.

@@ -4,6 +4,7 @@ pub mod bias_update;
 pub mod capacity;
 pub mod expert_choice;
 pub mod logits;
+mod quick;
 pub mod sinkhorn;
 mod topk;
 

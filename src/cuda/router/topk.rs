@@ -10,6 +10,8 @@ use crate::ops::router::topk::{Backward, Forward, Router};
 use crate::tensor::Matrix;
 use crate::workspace::{Layout, Part, Workspace};
 
+use super::quick;
+
 /// Threads of a block.
 pub const ROUTER_THREADS: i64 = 256;
 /// Slots that a lane of the backward takes.
@@ -176,6 +178,8 @@ pub struct Sums {
     scores: Part,
     lengths: Part,
     parts: Part,
+    /// Of the common cases.
+    quick: Part,
 }
 
 /// What the backward counts: real tokens of sequences.
@@ -195,6 +199,7 @@ pub fn fwd_layout(device: &Device, losses: &Losses) -> (Layout, Sums) {
         scores: layout.part(table),
         lengths: layout.part(if losses.aux { losses.sequences * 8 } else { 0 }),
         parts: layout.part(if losses.any() { blocks_at_once(device) * 24 } else { 0 }),
+        quick: layout.part(quick::scratch(device.multiprocessors.into(), losses.experts)),
     };
     (layout, sums)
 }
@@ -290,7 +295,7 @@ pub fn fwd(
     params.random = problem.random.0;
     params.tokens_per_expert = problem.tokens_per_expert;
     set_outputs(&mut params, &problem.outputs, sums, workspace);
-    launch_fwd(device, losses.wide, params, report, stream)
+    launch_fwd(device, losses.wide, params, workspace.at(sums.quick), report, stream)
 }
 
 pub fn loss_fwd(
@@ -312,16 +317,20 @@ pub fn loss_fwd(
     if !params.sums {
         return Ok(());
     }
-    launch_fwd(device, losses.wide, params, report, stream)
+    launch_fwd(device, losses.wide, params, workspace.at(sums.quick), report, stream)
 }
 
 fn launch_fwd(
     device: &Device,
     wide: bool,
     params: RouterFwdParams,
+    scratch: *mut u8,
     report: *mut moe_device_report_t,
     stream: moe_stream_t,
 ) -> Result<()> {
+    if quick::takes_fwd(&params, wide) {
+        return quick::fwd(device, &params, scratch, report, stream);
+    }
     device.run(report, stream, |launcher| {
         let params = RouterFwdParams { report: launcher.report, ..params };
         let kernel = if wide { "router_fwd_fp64" } else { "router_fwd" };
@@ -426,6 +435,9 @@ fn launch_bwd(
     report: *mut moe_device_report_t,
     stream: moe_stream_t,
 ) -> Result<()> {
+    if quick::takes_bwd(&params, losses.wide) {
+        return quick::bwd(device, &params, report, stream);
+    }
     device.run(report, stream, |launcher| {
         let mut params = RouterBwdParams { report: launcher.report, ..params };
         // Where all tokens are one sequence every block counts its padding by itself.
