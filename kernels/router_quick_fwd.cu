@@ -111,7 +111,8 @@ __device__ inline void look(const RouterQuickParams &p, const Lanes &place, cons
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) sum += place.expert(i / 8) + i % 8 < p.experts ? score(p.losses.score, row.at[i]) : 0.0f;
-    const float by = real ? 1.0f / (sum_over(sum, place.lanes) + 1e-20f) : 0.0f;
+    sum = sum_over(sum, place.lanes);
+    const float by = real ? 1.0f / (sum + 1e-20f) : 0.0f;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       if (place.expert(i / 8) + i % 8 < p.experts) sums.scores.at[i] = fmaf(score(p.losses.score, row.at[i]), by, sums.scores.at[i]);

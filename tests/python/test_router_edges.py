@@ -247,7 +247,7 @@ def test_bad_descriptions(ctx, change, words):
 
 
 @pytest.mark.parametrize("change, args, words", [
-    ({}, {"logits": None}, "args.logits.data is NULL"), ({"selection": 1}, {}, "args.given_ids.data is NULL"),
+    ({}, {"logits": None, "ids": "int32"}, "args.logits.data is NULL"), ({"selection": 1}, {}, "args.given_ids.data is NULL"),
     ({}, {"ids": "fp32"}, "args.ids.dtype"), ({}, {"weights": "int32"}, "args.weights.dtype"),
     ({}, {"byte_mask": "int32"}, "args.byte_mask.dtype"), ({}, {"bit_mask": "uint8"}, "args.bit_mask.dtype"),
     ({"aux_loss": 1, "aux_scope": 2}, {"aux_loss": "fp32"}, "global_tokens_per_expert is NULL"),

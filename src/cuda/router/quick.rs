@@ -147,7 +147,8 @@ pub fn fwd(
         let room = i64::from(device.shared_memory) - (13 << 10);
         let tiles = (params.tokens.bound + TOKENS - 1) / TOKENS;
         let wanted = ((tiles + i64::from(device.multiprocessors) - 1) / i64::from(device.multiprocessors)).clamp(4, QUICK_THREADS / 32);
-        let warps = (1..=wanted).rev().find(|&warps| shared(warps) <= room).unwrap_or(1);
+        let fits = |&warps: &i64| warps / 2 < wanted && shared(warps) <= room;
+        let warps = [16, 8, 4, 2].into_iter().find(fits).unwrap_or(1);
         let blocks = ((tiles + warps - 1) / warps).clamp(1, device.multiprocessors.into());
         let weighting = params.weighting;
         let softmax = weighting.score == MOE_SCORE_SOFTMAX;
