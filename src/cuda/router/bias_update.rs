@@ -8,7 +8,7 @@ use crate::ops::router::bias_update::{Data, Rule, Update};
 use crate::tensor::Matrix;
 use crate::workspace::{Layout, Part, Workspace};
 
-use super::{key_tile, tile_bytes};
+use super::{ceil_div, key_tile, tile_bytes};
 
 /// Threads of a block that takes experts, at least as many as there can be, and of one that takes tokens.
 pub const BIAS_THREADS: i64 = 1024;
@@ -78,7 +78,7 @@ pub fn run(
                 keys: workspace.at(keys),
                 report: launcher.report,
             };
-            let blocks = ((tokens.bound + tile - 1) / tile).min(8 * i64::from(device.multiprocessors)) as u32;
+            let blocks = ceil_div(tokens.bound, tile).min(8 * i64::from(device.multiprocessors)) as u32;
             let rows = Launch {
                 kernel: "router_bias_margins",
                 grid: [blocks, 1, 1],

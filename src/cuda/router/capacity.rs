@@ -9,6 +9,8 @@ use crate::ops::router::capacity::{Backward, Capacity, Forward, Sampling};
 use crate::tensor::Matrix;
 use crate::workspace::{Layout, Part, Workspace};
 
+use super::ceil_div;
+
 /// Threads of a block that takes slots, and how many slots it takes at a time.
 pub const CAPACITY_THREADS: i64 = 512;
 pub const CAPACITY_UNIT: i64 = 4096;
@@ -124,10 +126,6 @@ fn spared(desc: &Capacity) -> i32 {
     if desc.spares(1) { 1 } else { -1 }
 }
 
-fn ceil_div(a: i64, b: i64) -> i64 {
-    (a + b - 1) / b
-}
-
 pub fn fwd(
     device: &Device,
     problem: &Forward,
@@ -200,7 +198,8 @@ fn sample(launcher: &Launcher, problem: &Forward, sampling: &Sampling) -> Result
         random: problem.random.0,
         report: launcher.report,
     };
-    let blocks = ceil_div(problem.desc.bound, CAPACITY_ROW_THREADS / 32).min(8 * i64::from(launcher.device.multiprocessors));
+    let blocks =
+        ceil_div(problem.desc.bound, CAPACITY_ROW_THREADS / 32).min(8 * i64::from(launcher.device.multiprocessors));
     let (kernel, grid, block) = ("router_capacity_sample", [blocks as u32, 1, 1], CAPACITY_ROW_THREADS as u32);
     launcher.launch(&Launch { kernel, grid, block, ..Default::default() }, &params)
 }

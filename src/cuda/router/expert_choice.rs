@@ -8,7 +8,7 @@ use crate::ops::router::expert_choice::{Backward, ExpertChoice, Forward, Gradien
 use crate::tensor::Matrix;
 use crate::workspace::{Layout, Part, Workspace};
 
-use super::{key_tile, tile_bytes};
+use super::{ceil_div, key_tile, tile_bytes};
 
 /// Threads of a block that takes tokens, and of one that takes an expert.
 pub const CHOICE_ROW_THREADS: i64 = 256;
@@ -104,7 +104,7 @@ pub fn fwd(
             last_ties: workspace.at(parts.last_ties),
             report: launcher.report,
         };
-        let blocks = ((desc.bound + tile - 1) / tile).min(8 * i64::from(device.multiprocessors)) as u32;
+        let blocks = ceil_div(desc.bound, tile).min(8 * i64::from(device.multiprocessors)) as u32;
         let rows = |kernel| {
             let shared = tile_bytes(tile, desc.experts, key_bytes(desc)) as u32;
             let block = CHOICE_ROW_THREADS as u32;
@@ -165,7 +165,7 @@ pub fn bwd(
         };
         let block = CHOICE_ROW_THREADS as u32;
         let launch = |kernel, units: i64, in_a_block: i64| {
-            let blocks = ((units + in_a_block - 1) / in_a_block).min(8 * i64::from(device.multiprocessors)) as u32;
+            let blocks = ceil_div(units, in_a_block).min(8 * i64::from(device.multiprocessors)) as u32;
             launcher.launch(&Launch { kernel, grid: [blocks, 1, 1], block, ..Default::default() }, &params)
         };
         if byte_mask.data.is_null() {

@@ -12,6 +12,8 @@ use crate::ops::router::logits::{Backward, Forward, Gate};
 use crate::tensor::Matrix;
 use crate::workspace::{Layout, Part, Workspace};
 
+use super::ceil_div;
+
 /// Tokens of a tile of the tensor cores, and elements of a step along the sum.
 pub const GATE_TOKENS: i64 = 128;
 pub const GATE_STEP: i64 = 64;
@@ -64,10 +66,6 @@ pub struct RouterJoinParams {
     pub out: Matrix,
     pub mode: OutputMode,
     pub report: *mut moe_device_report_t,
-}
-
-fn ceil_div(a: i64, b: i64) -> i64 {
-    (a + b - 1) / b
 }
 
 /// How a sum is split.
@@ -166,7 +164,13 @@ fn dweight_split(device: &Device, gate: &Gate) -> Split {
 
 /// Experts of a tile of the weights' gradient.
 fn dweight_experts(experts: i64) -> i64 {
-    if experts <= 16 { 16 } else if experts <= 64 { 64 } else { 128 }
+    if experts <= 16 {
+        16
+    } else if experts <= 64 {
+        64
+    } else {
+        128
+    }
 }
 
 fn dbias_blocks(device: &Device, gate: &Gate) -> i64 {

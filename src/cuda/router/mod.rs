@@ -18,3 +18,7 @@ fn key_tile(experts: i64, key: i64) -> i64 {
 fn tile_bytes(tokens: i64, experts: i64, key: i64) -> i64 {
     experts * (tokens + 1) * key
 }
+
+fn ceil_div(a: i64, b: i64) -> i64 {
+    (a + b - 1) / b
+}

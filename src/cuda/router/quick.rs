@@ -9,6 +9,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::tensor::Matrix;
 
+use super::ceil_div;
 use super::topk::{RouterBwdParams, RouterFwdParams, RouterLosses, RouterWeighting};
 
 /// The most threads of a block, forward and backward.
@@ -140,16 +141,16 @@ pub fn fwd(
         let (experts, losses) = (i64::from(params.experts), &params.losses);
         let narrow = params.logits.dtype != Dtype::Fp32 && params.bias.is_null();
         let key = if narrow { 4 } else { 8 };
-        let lists = if own == 8 { 0 } else { (experts + 3) / 4 * (TOKENS + 1) * key };
-        let list_bytes = (lists.max(4 * experts) + 15) / 16 * 16;
-        let shared = |warps: i64| (2 * experts + 3) / 4 * 16 + warps * (8 * TOKENS + list_bytes);
+        let lists = if own == 8 { 0 } else { ceil_div(experts, 4) * (TOKENS + 1) * key };
+        let list_bytes = ceil_div(lists.max(4 * experts), 16) * 16;
+        let shared = |warps: i64| ceil_div(2 * experts, 4) * 16 + warps * (8 * TOKENS + list_bytes);
         // A warp a tile as far as there are multiprocessors for blocks of a few; the static part is 12 KiB at most.
         let room = i64::from(device.shared_memory) - (13 << 10);
-        let tiles = (params.tokens.bound + TOKENS - 1) / TOKENS;
-        let wanted = ((tiles + i64::from(device.multiprocessors) - 1) / i64::from(device.multiprocessors)).clamp(4, QUICK_THREADS / 32);
+        let tiles = ceil_div(params.tokens.bound, TOKENS);
+        let wanted = ceil_div(tiles, device.multiprocessors.into()).clamp(4, QUICK_THREADS / 32);
         let fits = |&warps: &i64| warps / 2 < wanted && shared(warps) <= room;
         let warps = [16, 8, 4, 2].into_iter().find(fits).unwrap_or(1);
-        let blocks = ((tiles + warps - 1) / warps).clamp(1, device.multiprocessors.into());
+        let blocks = ceil_div(tiles, warps).clamp(1, device.multiprocessors.into());
         let weighting = params.weighting;
         let softmax = weighting.score == MOE_SCORE_SOFTMAX;
         let by_score = softmax && !params.bias.is_null() && !params.by_logit;
@@ -256,11 +257,11 @@ pub fn bwd(
             (_, MOE_SCORE_SOFTMAX) => "router_quick_bwd_16",
             _ => "router_quick_bwd_16_other",
         };
-        let tiles = (params.tokens.bound + i64::from(tile) - 1) / i64::from(tile);
+        let tiles = ceil_div(params.tokens.bound, tile.into());
         let most = 2 * i64::from(device.multiprocessors);
         // Few tiles are spread over all multiprocessors.
         let warps = i64::from(warps).min((tiles / i64::from(device.multiprocessors)).max(1));
-        let blocks = ((tiles + warps - 1) / warps).min(most);
+        let blocks = ceil_div(tiles, warps).min(most);
         let launch = Launch {
             kernel,
             grid: [blocks as u32, 1, 1],

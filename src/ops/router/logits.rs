@@ -27,8 +27,6 @@ pub struct Gate {
     pub logits: Dtype,
     /// Sums in fp64.
     pub wide: bool,
-    /// FP32 operands may be rounded to TF32.
-    pub tf32: bool,
     /// x is multiplied by uniform(1 - eps, 1 + eps), and rounded to its dtype.
     pub jitter: Option<f64>,
 }
@@ -79,7 +77,6 @@ impl Gate {
             dtype,
             logits,
             wide: math == MOE_MATH_FP64 || dtype == Dtype::Fp64,
-            tf32: math == MOE_MATH_TF32,
             jitter: jitter.then_some(eps),
         })
     }
