@@ -13,8 +13,10 @@ constexpr static const int64_t DISPATCH_THREADS = 512;
 
 constexpr static const int64_t COMBINE_THREADS = 256;
 
-/// The most warps of a block of dispatch_plan.
+/// The most warps of a block that plans, and the most threads of one that plans by ids.
 constexpr static const int64_t DISPATCH_PLAN_WARPS = 16;
+
+constexpr static const int64_t DISPATCH_PLAN_THREADS = 1024;
 
 constexpr static const int32_t DISPATCH_IDS = 0;
 
@@ -50,9 +52,12 @@ struct DispatchPlanParams {
   Matrix row_of_slot;
   Matrix slot_of_row;
   Matrix token_of_row;
+  /// Slots of a warp, a multiple of 32; by ids alone.
+  int64_t run;
   /// Columns of a row of counts: one a group, one for slots, and up to a multiple of four.
   int64_t columns;
-  /// [blocks, columns]: slots of each block in each group; in the column behind the groups, all its slots.
+  /// [blocks, columns]: slots of each block in each group; in the column behind the groups, all its slots. By ids
+  /// [blocks, groups].
   uint32_t *counts;
   /// [blocks, columns] and twice as many: what stands in shared memory where there is enough; else NULL.
   uint32_t *histogram;

@@ -21,8 +21,9 @@ pub const DISPATCH_UNIT: i64 = 8;
 /// The most threads of a block that copies rows, and of one that sums them, which needs more registers.
 pub const DISPATCH_THREADS: i64 = 512;
 pub const COMBINE_THREADS: i64 = 256;
-/// The most warps of a block of dispatch_plan.
+/// The most warps of a block that plans, and the most threads of one that plans by ids.
 pub const DISPATCH_PLAN_WARPS: i64 = 16;
+pub const DISPATCH_PLAN_THREADS: i64 = 1024;
 
 pub const DISPATCH_IDS: i32 = 0;
 pub const DISPATCH_BYTE_MASK: i32 = 1;
@@ -50,9 +51,12 @@ pub struct DispatchPlanParams {
     pub row_of_slot: Matrix,
     pub slot_of_row: Matrix,
     pub token_of_row: Matrix,
+    /// Slots of a warp, a multiple of 32; by ids alone.
+    pub run: i64,
     /// Columns of a row of counts: one a group, one for slots, and up to a multiple of four.
     pub columns: i64,
-    /// [blocks, columns]: slots of each block in each group; in the column behind the groups, all its slots.
+    /// [blocks, columns]: slots of each block in each group; in the column behind the groups, all its slots. By ids
+    /// [blocks, groups].
     pub counts: *mut u32,
     /// [blocks, columns] and twice as many: what stands in shared memory where there is enough; else NULL.
     pub histogram: *mut u32,

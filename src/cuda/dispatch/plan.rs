@@ -44,9 +44,28 @@ fn shared_bytes(warps: i64, columns: i64) -> i64 {
     warps * columns * 4 + adders * columns * 16
 }
 
-/// Ids for which one block has a thread a slot and a thread a group (kernels/dispatch_plan_small.cu).
-fn is_small(sizes: &PlanSizes, choice: &Choice) -> bool {
-    matches!(choice, Choice::Ids(_)) && sizes.slots().max(sizes.groups) <= 1024
+/// How kernels/dispatch_plan_ids.cu takes ids of few enough groups: threads of a block, and slots of a warp.
+struct ByIds {
+    threads: i64,
+    run: i64,
+}
+
+impl ByIds {
+    fn new(sizes: &PlanSizes, choice: &Choice, blocks: i64) -> Option<Self> {
+        let (slots, groups) = (sizes.slots(), sizes.groups);
+        let threads = (slots.max(groups) + 31) / 32 * 32;
+        let threads = if blocks > 1 { DISPATCH_PLAN_THREADS } else { threads.clamp(32, DISPATCH_PLAN_THREADS) };
+        let warps = blocks * threads / 32;
+        let run = ((slots + warps - 1) / warps + 31) / 32 * 32;
+        // Places in a block are counted in 16 bits, slots in 32.
+        let fits = groups <= DISPATCH_PLAN_THREADS && run * threads / 32 < 1 << 16 && slots < 1 << 31;
+        (matches!(choice, Choice::Ids(_)) && fits).then_some(ByIds { threads, run })
+    }
+
+    /// The block's first and last rows of each group, sums of blocks, and counts of warps.
+    fn shared(&self, groups: i64) -> u32 {
+        (16 * groups + 8 * self.threads + 2 * self.threads / 32 * groups) as u32
+    }
 }
 
 pub fn plan(
@@ -64,6 +83,7 @@ pub fn plan(
             Choice::ByteMask(mask) => (DISPATCH_BYTE_MASK, mask),
             Choice::BitMask(mask) => (DISPATCH_BIT_MASK, mask),
         };
+        let by_ids = ByIds::new(sizes, &plan.choice, shape.blocks.into());
         let params = DispatchPlanParams {
             tokens: plan.tokens,
             experts: sizes.experts,
@@ -84,34 +104,23 @@ pub fn plan(
             slot_of_row: plan.slot_of_row.unwrap_or(Matrix::ABSENT),
             token_of_row: plan.token_of_row.unwrap_or(Matrix::ABSENT),
             columns: shape.columns,
+            run: by_ids.as_ref().map_or(0, |by_ids| by_ids.run),
             counts: workspace.at(shape.counts),
             histogram: if shape.shared == 0 { workspace.at(shape.histogram) } else { std::ptr::null_mut() },
             places: if shape.shared == 0 { workspace.at(shape.places) } else { std::ptr::null_mut() },
             report: launcher.report,
         };
-        if is_small(sizes, &plan.choice) {
-            let threads = (sizes.slots().max(sizes.groups) + 31) / 32 * 32;
-            let launch = Launch {
-                kernel: "dispatch_plan_small",
-                grid: [1, 1, 1],
-                block: threads as u32,
-                shared: (16 * sizes.groups + 2 * threads / 32 * sizes.groups) as u32,
-                overlap: true,
-                ..Default::default()
-            };
-            return launcher.launch(&launch, &params);
-        }
-        let launch = |kernel| Launch {
-            kernel,
-            grid: [shape.blocks, 1, 1],
-            block: (32 * shape.warps) as u32,
-            shared: shape.shared,
-            overlap: true,
-            ..Default::default()
+        let (kernels, block, shared) = match &by_ids {
+            Some(by_ids) => {
+                let kernels = ["dispatch_plan_ids_count", "dispatch_plan_ids_place"];
+                (kernels, by_ids.threads as u32, by_ids.shared(sizes.groups))
+            }
+            None => (["dispatch_plan_count", "dispatch_plan_place"], (32 * shape.warps) as u32, shape.shared),
         };
-        if shape.blocks > 1 {
-            launcher.launch(&launch("dispatch_plan_count"), &params)?;
+        for kernel in if shape.blocks > 1 { &kernels[..] } else { &kernels[1..] } {
+            let grid = [shape.blocks, 1, 1];
+            launcher.launch(&Launch { kernel, grid, block, shared, overlap: true, ..Default::default() }, &params)?;
         }
-        launcher.launch(&launch("dispatch_plan_place"), &params)
+        Ok(())
     })
 }
