@@ -349,8 +349,8 @@ template <class T> __device__ inline void combine_bwd(const CombineBwdParams &p)
   }
 }
 
-// More than two blocks' registers would spill on sm_80.
-#if __CUDA_ARCH__ >= 900
+// More than two blocks' registers would spill but on sm_90.
+#if __CUDA_ARCH__ == 900
 #define FORWARD_BLOCKS 3
 #else
 #define FORWARD_BLOCKS 2
