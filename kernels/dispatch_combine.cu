@@ -349,12 +349,9 @@ template <class T> __device__ inline void combine_bwd(const CombineBwdParams &p)
   }
 }
 
-// More than two blocks' registers would spill but on sm_90.
-#if __CUDA_ARCH__ == 900
-#define FORWARD_BLOCKS 3
-#else
-#define FORWARD_BLOCKS 2
-#endif
+// More blocks' registers would spill.
+#define FORWARD_BLOCKS (__CUDA_ARCH__ == 900 ? 3 : 2)
+#define BACKWARD_BLOCKS (__CUDA_ARCH__ == 890 ? 2 : 3)
 
 extern "C" {
 __global__ void __launch_bounds__(COMBINE_THREADS, FORWARD_BLOCKS) combine_fwd_fp32(const __grid_constant__ CombineFwdParams p) {
@@ -366,13 +363,13 @@ __global__ void __launch_bounds__(COMBINE_THREADS, FORWARD_BLOCKS) combine_fwd_f
 __global__ void __launch_bounds__(COMBINE_THREADS, FORWARD_BLOCKS) combine_fwd_bf16(const __grid_constant__ CombineFwdParams p) {
   combine_fwd<__nv_bfloat16>(p);
 }
-__global__ void __launch_bounds__(COMBINE_THREADS, 3) combine_bwd_fp32(const __grid_constant__ CombineBwdParams p) {
+__global__ void __launch_bounds__(COMBINE_THREADS, BACKWARD_BLOCKS) combine_bwd_fp32(const __grid_constant__ CombineBwdParams p) {
   combine_bwd<float>(p);
 }
-__global__ void __launch_bounds__(COMBINE_THREADS, 3) combine_bwd_fp16(const __grid_constant__ CombineBwdParams p) {
+__global__ void __launch_bounds__(COMBINE_THREADS, BACKWARD_BLOCKS) combine_bwd_fp16(const __grid_constant__ CombineBwdParams p) {
   combine_bwd<__half>(p);
 }
-__global__ void __launch_bounds__(COMBINE_THREADS, 3) combine_bwd_bf16(const __grid_constant__ CombineBwdParams p) {
+__global__ void __launch_bounds__(COMBINE_THREADS, BACKWARD_BLOCKS) combine_bwd_bf16(const __grid_constant__ CombineBwdParams p) {
   combine_bwd<__nv_bfloat16>(p);
 }
 }
