@@ -6,6 +6,8 @@
 // are made anew. As many rows as fit stay in shared memory; the terms of the others are made from the logits in each iteration.
 #include <cooperative_groups.h>
 
+#include <utility>
+
 #include "message.cuh"
 #include "sinkhorn_rows.cuh"
 
@@ -20,12 +22,12 @@ template <int N> struct alignas(16) Columns {
   float warps[WARPS<N>];
 };
 
-// The dynamic rest: a row of columns for each warp, the resident rows' terms, and their shifts.
+// The dynamic rest: a row of columns for each warp, the resident rows' terms, their shifts, and eps so shifted.
 struct Terms {
-  float *scratch, *rows, *shifts;
+  float *scratch, *rows, *shifts, *epsilons;
 
   __device__ Terms(float *memory, int width, const SinkhornParams &p)
-      : scratch(memory), rows(memory + blockDim.x / 32 * width), shifts(rows + p.resident * p.pitch) {}
+      : scratch(memory), rows(memory + blockDim.x / 32 * width), shifts(rows + p.resident * p.pitch), epsilons(shifts + p.resident) {}
 };
 
 // Joins the blocks' columns[0 .. experts) into those of the whole grid, in a fixed order, by messages that carry their round, so that
@@ -95,7 +97,7 @@ template <int N> __device__ __forceinline__ void fill_terms(const SinkhornParams
     const int row = base + place.group;
     Row<N> x = load_logits<N>(place, row, p.report);
     const float shift = make_terms(place, x, gauge);
-    if (place.lane == 0) terms.shifts[row] = shift;
+    if (place.lane == 0) terms.shifts[row] = shift, terms.epsilons[row] = shifted_epsilon(shift);
 #pragma unroll
     for (int j = 0; j < N / 4; ++j)
       if (place.quad(j) < p.rows.experts)
@@ -121,15 +123,21 @@ template <int N>
 __device__ Row<N> column_sums(const SinkhornParams &p, const Place &place, const Terms &terms, const Columns<N> &m, const float *gauge, float tokens) {
   Row<N> sums = filled<N>(0);
   const int resident = min(place.count, p.resident);
-  const auto add = [&](const Row<N> &x, float shift) {
-    const float scale = row_scale(dot(place, x, m.u), shift, tokens);
+  const auto add = [&](const Row<N> &x, float dot, float epsilon) {
+    const float scale = row_scale(dot, epsilon, tokens);
 #pragma unroll
     for (int k = 0; k < N; ++k) sums.at[k] = fmaf(scale, x.at[k], sums.at[k]);
   };
+  {
+    const Row<N> u = load_columns<N>(place, m.u);
 #pragma unroll(N <= 16 ? 2 : 1)
-  for (int base = 0; base < resident; base += place.groups)
-    add(resident_terms<N>(p, place, terms, base + place.group), terms.shifts[base + place.group]);
-  stream<N>(place, p.resident, gauge, p.report, add);
+    for (int base = 0; base < resident; base += place.groups) {
+      const Row<N> x = resident_terms<N>(p, place, terms, base + place.group);
+      add(x, dot(place, x, u), terms.epsilons[base + place.group]);
+    }
+  }
+  stream<N>(place, p.resident, gauge, p.report,
+            [&](const Row<N> &x, float shift) { add(x, dot(place, x, m.u), shifted_epsilon(shift)); });
   return sums;
 }
 
@@ -169,6 +177,7 @@ template <int N> __device__ __forceinline__ float next_columns(const SinkhornPar
 // The rows' outputs, by the last iteration's old and new columns.
 template <int N> __device__ __forceinline__ void write_rows(const SinkhornParams &p, const Place &place, const Terms &terms, const Columns<N> &m, const float *gauge, float tokens) {
   if (p.probs.data == nullptr && p.log_d0 == nullptr) return;
+  const Row<N> old = load_columns<N>(place, m.old);
 #pragma unroll 1
   for (int base = 0; base < place.count; base += place.groups) {
     const int row = base + place.group;
@@ -181,7 +190,7 @@ template <int N> __device__ __forceinline__ void write_rows(const SinkhornParams
       x = load_logits<N>(place, row, p.report);
       shift = make_terms(place, x, gauge);
     }
-    const float sum = dot(place, x, m.old), scale = row_scale(sum, shift, tokens);
+    const float sum = dot(place, x, old), scale = row_scale(sum, shifted_epsilon(shift), tokens);
     if (row >= place.count) continue;
     if (p.log_d0 != nullptr && place.lane == 0) p.log_d0[place.first + row] = log_scale(shift, sum, tokens);
     if (p.probs.data == nullptr) continue;
@@ -237,8 +246,11 @@ template <int N> __device__ __forceinline__ void run(const SinkhornParams &p) {
   // None at first: as long as all of it is 0 the terms need no gauge.
   const float *gauge = nullptr;
   Task task = p.column_sums ? Task::maxima : Task::iteration;
+  // The mailboxes of all blocks are empty by the time that the terms are there.
+  const auto grid = cooperative_groups::this_grid();
+  auto arrival = grid.barrier_arrive();
   if (task == Task::iteration) fill_terms<N>(p, place, terms, gauge);
-  cooperative_groups::this_grid().sync();
+  grid.barrier_wait(std::move(arrival));
   int iterations = 0;
   float error;
   for (uint32_t round = 1;; ++round) {

@@ -141,7 +141,14 @@ template <int N> __device__ __forceinline__ float make_terms(const Place &place,
   return top + best;
 }
 
-// sum_e u_e * x_e, u in shared memory.
+// sum_e u_e * x_e; u in registers, or in shared memory where these are short.
+template <int N> __device__ __forceinline__ float dot(const Place &place, const Row<N> &x, const Row<N> &u) {
+  float sums[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int k = 0; k < N; ++k) sums[k % 4] = fmaf(u.at[k], x.at[k], sums[k % 4]);
+  return over_lanes(false, (sums[0] + sums[1]) + (sums[2] + sums[3]), place.lanes);
+}
+
 template <int N> __device__ __forceinline__ float dot(const Place &place, const Row<N> &x, const float *u) {
   float sums[4] = {0, 0, 0, 0};
 #pragma unroll
@@ -155,9 +162,12 @@ template <int N> __device__ __forceinline__ float dot(const Place &place, const 
   return over_lanes(false, (sums[0] + sums[1]) + (sums[2] + sums[3]), place.lanes);
 }
 
-// What a row's terms are multiplied by; 0 where eps*exp(-shift) is beyond fp32.
-__device__ __forceinline__ float row_scale(float sum, float shift, float tokens) {
-  return 1.0f / (tokens * (sum + EPSILON * expf(-shift)));
+// eps in a row that was shifted: infinite where it is beyond fp32.
+__device__ __forceinline__ float shifted_epsilon(float shift) { return EPSILON * expf(-shift); }
+
+// What a row's terms are multiplied by; 0 where its eps is beyond fp32.
+__device__ __forceinline__ float row_scale(float sum, float epsilon, float tokens) {
+  return __fdividef(1.0f, tokens * (sum + epsilon));
 }
 
 template <int N> __device__ Row<N> load_columns(const Place &place, const float *columns) {
@@ -184,17 +194,42 @@ template <int N> __device__ Row<N> filled(float value) {
   return row;
 }
 
+// Joins a lane's columns with those of the lanes that have the same ones, `distance`, 2*distance, ... 16 apart, into
+// columns[0 .. width). At each step a lane hands on half of the columns it still has: COUNT of them, from `first` on.
+template <int COUNT, int N>
+__device__ __forceinline__ void join_warp(bool maximum, Row<N> &row, int distance, int first, bool writes, const Place &place, float *columns) {
+  if (distance == 32) {
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k) {
+      if (writes) columns[place.quad((first + k) / 4) + (first + k) % 4] = row.at[k];
+    }
+    return;
+  }
+  const bool upper = threadIdx.x & distance;
+  if constexpr (COUNT > 1) {
+    constexpr int HALF = COUNT / 2;
+#pragma unroll
+    for (int k = 0; k < HALF; ++k) {
+      const float given = upper ? row.at[k] : row.at[k + HALF], kept = upper ? row.at[k + HALF] : row.at[k];
+      row.at[k] = join(maximum, kept, __shfl_xor_sync(ALL, given, distance));
+    }
+    join_warp<HALF>(maximum, row, 2 * distance, upper ? first + HALF : first, writes, place, columns);
+  } else {
+    row.at[0] = join(maximum, row.at[0], __shfl_xor_sync(ALL, row.at[0], distance));
+    join_warp<1>(maximum, row, 2 * distance, first, writes && !upper, place, columns);
+  }
+}
+
 // Joins the columns of all threads of the block into columns[0 .. width), in an order that is always the same; `scratch` has
 // a row of `width` for each warp. Synchronises before it returns.
 template <int N> __device__ __forceinline__ void over_block(bool maximum, const Place &place, Row<N> &row, float *scratch, float *columns) {
   const int width = place.lanes * N;
-#pragma unroll
-  for (int distance = 1; distance < 32; distance <<= 1)
-    if (distance >= place.lanes) {
-#pragma unroll
-      for (int k = 0; k < N; ++k) row.at[k] = join(maximum, row.at[k], __shfl_xor_sync(ALL, row.at[k], distance));
-    }
-  if (threadIdx.x % 32 < place.lanes) store_columns(place, scratch + threadIdx.x / 32 * width, row);
+  float *const own = scratch + threadIdx.x / 32 * width;
+  if (place.lanes == 32) {
+    store_columns(place, own, row);
+  } else {
+    join_warp<N>(maximum, row, place.lanes, 0, true, place, own);
+  }
   __syncthreads();
   for (int column = threadIdx.x; column < width; column += blockDim.x) {
     float value = scratch[column];

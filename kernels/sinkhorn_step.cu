@@ -18,11 +18,9 @@ template <int N> __device__ __forceinline__ void step_masses(const SinkhornStepP
   if (!has_masses(p)) return;
   const Place place(p.rows, true_count(p.rows.tokens, p.report));
   const int width = p.rows.lanes * N;
-  float *gauge = reinterpret_cast<float *>(memory), *ones = gauge + width, *columns = ones + width, *scratch = columns + width;
-  for (int column = threadIdx.x; column < width; column += blockDim.x) {
+  float *gauge = reinterpret_cast<float *>(memory), *columns = gauge + width, *scratch = columns + width;
+  for (int column = threadIdx.x; column < width; column += blockDim.x)
     gauge[column] = column < p.rows.experts && p.round > -2 ? p.log_d1[column] : 0;
-    ones[column] = 1;
-  }
   __syncthreads();
   Row<N> sums = filled<N>(0);
   if (p.round == -2) {
@@ -33,7 +31,7 @@ template <int N> __device__ __forceinline__ void step_masses(const SinkhornStepP
     const float tokens = all_tokens(p);
     int64_t row = place.first + place.group;
     stream<N>(place, 0, gauge, p.report, [&](const Row<N> &x, float shift) {
-      const float sum = dot(place, x, ones), scale = row_scale(sum, shift, tokens);
+      const float sum = dot(place, x, filled<N>(1)), scale = row_scale(sum, shifted_epsilon(shift), tokens);
 #pragma unroll
       for (int k = 0; k < N; ++k) sums.at[k] = fmaf(scale, x.at[k], sums.at[k]);
       if (p.log_d0 != nullptr && place.lane == 0 && row < place.first + place.count)

@@ -172,7 +172,10 @@ def test_gradient_by_finite_differences(ctx, rng, score):
     assert np.abs(want - dlogits).max() < 1e-8
 
 
-@pytest.mark.parametrize("tokens, experts, top_k", [(5000, 64, 8), (4099, 8, 2), (3000, 128, 8), (700, 1000, 10), (70000, 8, 1)])
+# Sizes on both sides of where a GPU takes another kernel, or another number of lanes a token.
+@pytest.mark.parametrize("tokens, experts, top_k", [
+    (5000, 64, 8), (4099, 8, 2), (3000, 128, 8), (700, 1000, 10), (70000, 8, 1), (300, 512, 8), (300, 513, 8), (333, 9, 8), (333, 17, 9),
+    (600, 256, 8), (20000, 16, 2), (65, 33, 7), (40, 1, 1), (1, 60, 4)])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_many_tokens(ctx, rng, tokens, experts, top_k, dtype):
     logits = rounded(rng.normal(size=(tokens, experts)) * 2, dtype)

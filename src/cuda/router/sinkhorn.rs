@@ -166,10 +166,10 @@ impl Memory {
         // The kernel's own are four rows of 32 lanes' columns, and a number a warp.
         let own = 4 * 32 * shape.columns + shape.threads / 32;
         let room = i64::from(device.shared_memory) / 4 - own - shape.scratch();
-        let most = (room / (pitch + 1)).max(0) / shape.rows() * shape.rows();
+        let most = (room / (pitch + 2)).max(0) / shape.rows() * shape.rows();
         let wanted = ceil_div(ceil_div(tokens, blocks), shape.rows()) * shape.rows();
         let resident = wanted.min(most);
-        Memory { resident, pitch, bytes: 4 * (shape.scratch() + resident * (pitch + 1)) }
+        Memory { resident, pitch, bytes: 4 * (shape.scratch() + resident * (pitch + 2)) }
     }
 }
 
@@ -252,8 +252,8 @@ pub fn step(
             launch("sinkhorn_step_columns", 1, STEP_THREADS, 0)?;
         }
         let masses = ["sinkhorn_step_masses_4", "sinkhorn_step_masses_16", "sinkhorn_step_masses_32"];
-        // The gauge, ones, the sums, and a row a warp.
-        let shared = 4 * (3 * shape.width() + shape.scratch());
+        // The gauge, the sums, and a row a warp.
+        let shared = 4 * (2 * shape.width() + shape.scratch());
         launch(masses[shape.columns as usize / 16], blocks, shape.threads, shared)?;
         launch("sinkhorn_step_join", ceil_div(experts, STEP_THREADS), STEP_THREADS, 0)
     })
