@@ -62,6 +62,8 @@ pub struct DecodeParams {
 /// The most groups whose table a block keeps, and the most rows of all groups together.
 const MAX_GROUPS: i64 = 1024;
 const MAX_ROWS: i64 = 4096;
+/// The widest rows: granules of all groups are counted in 32 bits.
+const MAX_WIDTH: i64 = 1 << 20;
 /// The most rows a group, on average, for which reading weights is all that counts.
 const ROWS_A_GROUP: i64 = 32;
 
@@ -90,7 +92,7 @@ impl Extent<'_> {
         few && aligned
             && matches!(self.a.dtype, Dtype::Bf16 | Dtype::Fp16)
             && (self.n | self.k) % 8 == 0
-            && self.n.max(self.k) < 1 << 24
+            && self.n.max(self.k) < MAX_WIDTH
     }
 }
 
