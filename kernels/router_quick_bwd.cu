@@ -66,7 +66,7 @@ __device__ inline void put_terms(const RouterQuickBwdParams &p, int64_t token, f
       if (!p.quads) {
         const int64_t id = load_index(p.ids, token * p.ids.pitch + i);
         ids[i] = id >= 0 && id < p.experts ? static_cast<int>(id) : -1;
-        terms[i] = ids[i] >= 0 ? load_float(p.dweights, token * p.dweights.pitch + i) : 0.0f;
+        terms[i] = ids[i] >= 0 ? load_float(p.dweights, token * p.dweights.pitch + (p.dense ? ids[i] : i)) : 0.0f;
       }
       if (static_cast<unsigned>(ids[i]) >= static_cast<unsigned>(p.experts)) ids[i] = -1;
       terms[i] *= scale;
@@ -99,28 +99,6 @@ __device__ inline void put_terms(const RouterQuickBwdParams &p, int64_t token, f
 #pragma unroll
   for (int k = 0; k < SLOTS; ++k) {
     if (ids[k] >= 0) row[ids[k]] += terms[k];
-  }
-}
-
-template <int CHUNKS>
-__device__ inline void store_row(const Matrix &matrix, bool packed, const Lanes &place, int64_t token, const Row<CHUNKS> &row) {
-#pragma unroll
-  for (int j = 0; j < CHUNKS; ++j) {
-    const int first = place.expert(j);
-    if (first >= place.experts) continue;
-    const int64_t at = token * matrix.pitch + first;
-    if (packed) {
-      switch (matrix.dtype) {
-      case MOE_DTYPE_BF16: store_eight(reinterpret_cast<__nv_bfloat16 *>(matrix.data) + at, row.at + 8 * j); break;
-      case MOE_DTYPE_FP16: store_eight(reinterpret_cast<__half *>(matrix.data) + at, row.at + 8 * j); break;
-      default: store_eight(reinterpret_cast<float *>(matrix.data) + at, row.at + 8 * j);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (first + i < place.experts) store_float(matrix, at + i, row.at[8 * j + i]);
-      }
-    }
   }
 }
 

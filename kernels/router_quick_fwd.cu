@@ -258,6 +258,48 @@ __device__ inline void write(const RouterQuickParams &p, int64_t token, const Be
   }
 }
 
+// Zeros in the token's rows of the outputs that have a column an expert.
+template <int CHUNKS> __device__ inline void clear_experts(const RouterQuickParams &p, const Lanes &place, int64_t token) {
+  if (p.dense.data != nullptr) store_row<CHUNKS>(p.dense, p.packed_dense, place, token, {});
+  if (p.byte_mask.data == nullptr) return;
+#pragma unroll
+  for (int j = 0; j < CHUNKS; ++j) {
+    const int first = place.expert(j);
+    uint8_t *const bytes = p.byte_mask.data + token * p.byte_mask.pitch + first;
+    if (first + 8 <= p.experts && reinterpret_cast<uintptr_t>(bytes) % 8 == 0) {
+      *reinterpret_cast<uint2 *>(bytes) = make_uint2(0, 0);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (first + i < p.experts) bytes[i] = 0;
+      }
+    }
+  }
+}
+
+// The choices in those outputs, by the thread that has the token.
+template <class Key>
+__device__ inline void write_experts(const RouterQuickParams &p, int64_t token, const Best<Key> &best, const float (&weights)[8]) {
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    if (k >= p.top_k) break;
+    const int expert = Packed<Key>::expert(best.at[k]);
+    if (p.dense.data != nullptr) store_float(p.dense, token * p.dense.pitch + expert, weights[k]);
+    if (p.byte_mask.data != nullptr) p.byte_mask.data[token * p.byte_mask.pitch + expert] = 1;
+  }
+  if (p.bit_mask.data == nullptr) return;
+  uint32_t *const words = reinterpret_cast<uint32_t *>(p.bit_mask.data) + token * p.bit_mask.pitch;
+  for (int word = 0; 32 * word < p.experts; ++word) {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const int expert = Packed<Key>::expert(best.at[k]);
+      if (k < p.top_k && expert / 32 == word) bits |= 1u << expert % 32;
+    }
+    words[word] = bits;
+  }
+}
+
 // A sum over the block's warps in their order, for all threads. May be called again at once.
 template <class R> __device__ inline R over_block(R value) {
   __shared__ R parts[MAX_WARPS];
@@ -385,6 +427,7 @@ template <int CHUNKS, class Key> __device__ inline void route(const RouterQuickP
       const int64_t own = token;
       token += at_once;
       if (pass + 1 < p.lanes) next = load_row<CHUNKS>(p.logits, p.packed, place, token, token < tokens, -INFINITY);
+      if (p.spread && own < tokens) clear_experts<CHUNKS>(p, place, own);
       look<CHUNKS, Key>(p, place, memory, row, own, local, own < tokens, sums, best);
       local += at_once;
     }
@@ -400,6 +443,7 @@ template <int CHUNKS, class Key> __device__ inline void route(const RouterQuickP
       float weights[8];
       weigh(p, mine, best, stats, weights);
       write(p, mine, best, weights);
+      if (p.spread) write_experts(p, mine, best, weights);
       if (p.sums && is_real(p.losses, mine)) {
         sums.real += 1;
 #pragma unroll

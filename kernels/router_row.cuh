@@ -72,6 +72,29 @@ __device__ inline Row<CHUNKS> load_row(const Matrix &matrix, bool packed, const 
   return row;
 }
 
+// The same for writing.
+template <int CHUNKS>
+__device__ inline void store_row(const Matrix &matrix, bool packed, const Lanes &place, int64_t token, const Row<CHUNKS> &row) {
+#pragma unroll
+  for (int j = 0; j < CHUNKS; ++j) {
+    const int first = place.expert(j);
+    if (first >= place.experts) continue;
+    const int64_t at = token * matrix.pitch + first;
+    if (packed) {
+      switch (matrix.dtype) {
+      case MOE_DTYPE_BF16: store_eight(reinterpret_cast<__nv_bfloat16 *>(matrix.data) + at, row.at + 8 * j); break;
+      case MOE_DTYPE_FP16: store_eight(reinterpret_cast<__half *>(matrix.data) + at, row.at + 8 * j); break;
+      default: store_eight(reinterpret_cast<float *>(matrix.data) + at, row.at + 8 * j);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (first + i < place.experts) store_float(matrix, at + i, row.at[8 * j + i]);
+      }
+    }
+  }
+}
+
 // NaN becomes -inf and is reported, +inf the largest number. The largest logit of the token's lanes is returned.
 template <int CHUNKS>
 __device__ inline float clean(Row<CHUNKS> &row, const Lanes &place, int64_t token, moe_device_report_t *report) {

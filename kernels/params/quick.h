@@ -38,6 +38,12 @@ struct RouterQuickParams {
   const float *bias;
   Matrix ids;
   Matrix weights;
+  /// Outputs with a column an expert: whether there are any, and whether weights can be written by 16 bytes.
+  bool spread;
+  bool packed_dense;
+  Matrix dense;
+  Matrix byte_mask;
+  Matrix bit_mask;
   RouterLosses losses;
   /// [blocks, E], [blocks, tables, E], [blocks, 2]: sums of scores, counts, parts of the z-loss and of the real tokens.
   float *scores;
@@ -67,7 +73,9 @@ struct RouterQuickBwdParams {
   RouterWeighting weighting;
   /// Without data there is no gradient of weights.
   Matrix ids;
+  /// `dense`: a column an expert, else a slot.
   Matrix dweights;
+  bool dense;
   Matrix dlogits;
   OutputMode mode;
   RouterLosses losses;

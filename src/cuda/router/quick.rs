@@ -1,5 +1,5 @@
-//! The common cases of routing on a GPU, in kernels of their own: at most eight slots a token and 512 experts, fp32,
-//! compact weights, no limits of groups, losses over the whole batch.
+//! The common cases of routing on a GPU, in kernels of their own: at most eight slots a token and 512 experts, fp32, no
+//! limits of groups, losses over the whole batch.
 
 use crate::abi::router::*;
 use crate::abi::types::*;
@@ -48,6 +48,12 @@ pub struct RouterQuickParams {
     pub bias: *const f32,
     pub ids: Matrix,
     pub weights: Matrix,
+    /// Outputs with a column an expert: whether there are any, and whether weights can be written by 16 bytes.
+    pub spread: bool,
+    pub packed_dense: bool,
+    pub dense: Matrix,
+    pub byte_mask: Matrix,
+    pub bit_mask: Matrix,
     pub losses: RouterLosses,
     /// [blocks, E], [blocks, tables, E], [blocks, 2]: sums of scores, counts, parts of the z-loss and of the real tokens.
     pub scores: *mut f32,
@@ -79,7 +85,9 @@ pub struct RouterQuickBwdParams {
     pub weighting: RouterWeighting,
     /// Without data there is no gradient of weights.
     pub ids: Matrix,
+    /// `dense`: a column an expert, else a slot.
     pub dweights: Matrix,
+    pub dense: bool,
     pub dlogits: Matrix,
     pub mode: OutputMode,
     pub losses: RouterLosses,
@@ -117,14 +125,12 @@ pub fn scratch(blocks: i64, experts: i64) -> i64 {
 
 /// Whether the forward is one of the common cases. With a bias the choice is not the plain top-k that the aux loss counts.
 pub fn takes_fwd(params: &RouterFwdParams, wide: bool) -> bool {
-    let outputs = [&params.dense, &params.byte_mask, &params.bit_mask];
     !wide
         && params.selection == MOE_SELECT_TOPK
         && params.groups == 0
         && !params.count_choices
         && (1..=SLOTS).contains(&params.top_k)
         && i64::from(params.experts) <= QUICK_EXPERTS
-        && outputs.iter().all(|matrix| matrix.data.is_null())
         && whole_batch(&params.losses)
         && (params.bias.is_null() || !params.losses.aux)
 }
@@ -176,6 +182,11 @@ pub fn fwd(
             bias: params.bias,
             ids: params.ids,
             weights: params.weights,
+            spread: [&params.dense, &params.byte_mask, &params.bit_mask].iter().any(|matrix| !matrix.data.is_null()),
+            packed_dense: rows_of_16_bytes(&params.dense, params.experts),
+            dense: params.dense,
+            byte_mask: params.byte_mask,
+            bit_mask: params.bit_mask,
             losses: params.losses,
             scores,
             counts,
@@ -207,11 +218,7 @@ pub fn fwd(
 
 /// Whether the backward is one of the common cases.
 pub fn takes_bwd(params: &RouterBwdParams, wide: bool) -> bool {
-    !wide
-        && params.top_k <= SLOTS
-        && i64::from(params.experts) <= QUICK_EXPERTS
-        && params.ddense.data.is_null()
-        && whole_batch(&params.losses)
+    !wide && params.top_k <= SLOTS && i64::from(params.experts) <= QUICK_EXPERTS && whole_batch(&params.losses)
 }
 
 pub fn bwd(
@@ -228,6 +235,7 @@ pub fn bwd(
         let bytes = 4 * tile * pitch;
         let room = device.shared_memory - 1024;
         let warps = (1..=QUICK_BWD_THREADS as i32 / 32).rev().find(|&warps| warps * bytes <= room).unwrap_or(1);
+        let dense = !params.ddense.data.is_null();
         let quick = RouterQuickBwdParams {
             tokens: params.tokens,
             experts: params.experts,
@@ -238,11 +246,13 @@ pub fn bwd(
             logits: params.logits,
             packed: rows_of_16_bytes(&params.logits, params.experts),
             packed_out: rows_of_16_bytes(&params.dlogits, params.experts),
-            quads: rows_of_four(&params.ids, Dtype::Int32, params.top_k)
+            quads: !dense
+                && rows_of_four(&params.ids, Dtype::Int32, params.top_k)
                 && rows_of_four(&params.dweights, Dtype::Fp32, params.top_k),
             weighting: params.weighting,
             ids: params.ids,
-            dweights: params.dweights,
+            dweights: if dense { params.ddense } else { params.dweights },
+            dense,
             dlogits: params.dlogits,
             mode: params.mode,
             losses: params.losses,
