@@ -1,4 +1,5 @@
-// Routing, forward, of the common cases: the plain or biased top-k of at most eight experts, losses over the whole batch.
+// Routing, forward, of the common cases: the plain or biased top-k of at most eight experts, within groups of experts or
+// not, losses over the whole batch.
 //
 // A warp takes 32 tokens at a time. First each token's lanes look at its experts: softmax, sums of the losses, and the best
 // of each four experts. Then each lane takes one token: its best are among the best four-experts, eight at most, and of
@@ -52,6 +53,8 @@ template <class Key> struct Memory {
   // [E/4, 33] of the warp: the best of each four experts. In the end [E] sums of scores.
   Key *best;
   float *sums;
+  // [E/4, 33] of the warp, where groups have limits: the second best of each four experts; later sums of groups.
+  float *seconds;
 
   __device__ Memory(const RouterQuickParams &p, char *shared) {
     counts = reinterpret_cast<unsigned *>(shared);
@@ -61,6 +64,7 @@ template <class Key> struct Memory {
     char *const lists = behind + warps * TOKENS * sizeof(Stats);
     best = reinterpret_cast<Key *>(lists + warp * p.list_bytes);
     sums = reinterpret_cast<float *>(best);
+    seconds = reinterpret_cast<float *>(best + (p.experts + 3) / 4 * (TOKENS + 1));
   }
 };
 
@@ -131,9 +135,12 @@ __device__ inline void look(const RouterQuickParams &p, const Lanes &place, cons
 #pragma unroll
     for (int four = 0; four < N / 4; ++four) {
       const int group = place.expert(four / 2) / 4 + four % 2;
-      if (4 * group < p.experts) {
-        memory.best[group * (TOKENS + 1) + local] =
-            max(max(keys[4 * four], keys[4 * four + 1]), max(keys[4 * four + 2], keys[4 * four + 3]));
+      if (4 * group >= p.experts) continue;
+      const Key a = max(keys[4 * four], keys[4 * four + 1]), b = max(keys[4 * four + 2], keys[4 * four + 3]);
+      memory.best[group * (TOKENS + 1) + local] = max(a, b);
+      if (p.group_terms == 2) {
+        const Key others = max(min(keys[4 * four], keys[4 * four + 1]), min(keys[4 * four + 2], keys[4 * four + 3]));
+        memory.seconds[group * (TOKENS + 1) + local] = Packed<Key>::value(max(min(a, b), others));
       }
     }
   }
@@ -161,14 +168,57 @@ __device__ inline void load_four(const RouterQuickParams &p, int64_t token, int 
   }
 }
 
+// The lane's token: the groups whose best one or two scores sum highest, a bit each.
+template <class Key> __device__ inline uint32_t kept_groups(const RouterQuickParams &p, const Memory<Key> &memory, const Stats &stats) {
+  const int lane = lane_id();
+  // Without a bias keys are logits, and groups are compared by scores.
+  const auto term = [&](float value) {
+    if (p.bias != nullptr || p.by_logit || stats.top == -INFINITY) return value;
+    if (p.weighting.score == MOE_SCORE_SOFTMAX) return quick_exp(clamped(value) - stats.top) * stats.inverse;
+    return score(p.weighting.score, value);
+  };
+  // Sums take the place of the first second of their group.
+#pragma unroll 1
+  for (int group = 0; group < p.groups; ++group) {
+    const int begin = group * p.group_fours;
+    float first = -INFINITY, second = -INFINITY;
+    for (int four = begin; four < begin + p.group_fours; ++four) {
+      const float best = Packed<Key>::value(memory.best[four * (TOKENS + 1) + lane]);
+      const float next = p.group_terms == 2 ? memory.seconds[four * (TOKENS + 1) + lane] : -INFINITY;
+      second = fmaxf(fminf(first, best), fmaxf(second, next));
+      first = fmaxf(first, best);
+    }
+    const float sum = p.group_terms == 2 ? term(first) + term(second) : term(first);
+    memory.seconds[begin * (TOKENS + 1) + lane] = sum == sum ? sum : -INFINITY;
+  }
+  uint32_t kept = 0;
+#pragma unroll 1
+  for (int i = 0; i < p.kept_groups; ++i) {
+    int best = -1;
+    float most = -INFINITY;
+    for (int group = 0; group < p.groups; ++group) {
+      const float sum = memory.seconds[group * p.group_fours * (TOKENS + 1) + lane];
+      if ((kept >> group & 1) || (best >= 0 && !(sum > most))) continue;
+      best = group;
+      most = sum;
+    }
+    kept |= 1u << best;
+  }
+  return kept;
+}
+
 // The lane's token: its best experts.
 template <class Key>
 __device__ inline Best<Key> choose(const RouterQuickParams &p, const Memory<Key> &memory, int64_t token, const Stats &stats) {
   const int lane = lane_id(), groups = (p.experts + 3) / 4;
+  const uint32_t kept = p.groups > 0 ? kept_groups(p, memory, stats) : 0;
   const auto list = [&](int first) {
     Best<Key> some;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) some.at[i] = first + i < groups ? memory.best[(first + i) * (TOKENS + 1) + lane] : Key(0);
+    for (int i = 0; i < 8; ++i) {
+      const bool open = first + i < groups && (p.groups == 0 || (kept >> (first + i) / p.group_fours & 1));
+      some.at[i] = open ? memory.best[(first + i) * (TOKENS + 1) + lane] : Key(0);
+    }
     return sorted(some);
   };
   Best<Key> leaders = list(0);

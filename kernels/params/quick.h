@@ -24,6 +24,11 @@ struct RouterQuickParams {
   /// Tables of counts that a block hands over: of all choices, and of those that the aux loss counts.
   int32_t tables;
   Matrix logits;
+  /// 0: no limits; else how many groups, how many are kept, terms of their scores, and fours of experts of each.
+  int32_t groups;
+  int32_t kept_groups;
+  int32_t group_terms;
+  int32_t group_fours;
   /// Logits can be read by 16 bytes; ids are int32, weights fp32, and both can be written by four.
   bool packed;
   bool quads;

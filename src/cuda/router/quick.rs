@@ -1,5 +1,5 @@
-//! The common cases of routing on a GPU, in kernels of their own: at most eight slots a token and 512 experts, fp32, no
-//! limits of groups, losses over the whole batch.
+//! The common cases of routing on a GPU, in kernels of their own: at most eight slots a token and 512 experts, fp32, losses
+//! over the whole batch.
 
 use crate::abi::router::*;
 use crate::abi::types::*;
@@ -34,6 +34,11 @@ pub struct RouterQuickParams {
     /// Tables of counts that a block hands over: of all choices, and of those that the aux loss counts.
     pub tables: i32,
     pub logits: Matrix,
+    /// 0: no limits; else how many groups, how many are kept, terms of their scores, and fours of experts of each.
+    pub groups: i32,
+    pub kept_groups: i32,
+    pub group_terms: i32,
+    pub group_fours: i32,
     /// Logits can be read by 16 bytes; ids are int32, weights fp32, and both can be written by four.
     pub packed: bool,
     pub quads: bool,
@@ -123,16 +128,30 @@ pub fn scratch(blocks: i64, experts: i64) -> i64 {
     if experts <= QUICK_EXPERTS { blocks * (12 * experts + 8) + 3 * 16 } else { 0 }
 }
 
-/// Whether the forward is one of the common cases. With a bias the choice is not the plain top-k that the aux loss counts.
+/// Fours of experts of a group, where groups are made of them and few enough for a bit each; 0 without groups.
+fn fours(params: &RouterFwdParams) -> Option<i32> {
+    match params.groups {
+        0 => Some(0),
+        groups
+            if groups > 32 || params.group_terms > 2 || params.experts % (4 * groups) != 0 || params.experts <= 8 =>
+        {
+            None
+        }
+        groups => Some(params.experts / groups / 4),
+    }
+}
+
+/// Whether the forward is one of the common cases. With a bias or groups the choice is not the plain
+/// top-k that the aux loss counts.
 pub fn takes_fwd(params: &RouterFwdParams, wide: bool) -> bool {
     !wide
         && params.selection == MOE_SELECT_TOPK
-        && params.groups == 0
+        && fours(params).is_some()
         && !params.count_choices
         && (1..=SLOTS).contains(&params.top_k)
         && i64::from(params.experts) <= QUICK_EXPERTS
         && whole_batch(&params.losses)
-        && (params.bias.is_null() || !params.losses.aux)
+        && ((params.bias.is_null() && params.groups == 0) || !params.losses.aux)
 }
 
 pub fn fwd(
@@ -147,7 +166,8 @@ pub fn fwd(
         let (experts, losses) = (i64::from(params.experts), &params.losses);
         let narrow = params.logits.dtype != Dtype::Fp32 && params.bias.is_null();
         let key = if narrow { 4 } else { 8 };
-        let lists = if own == 8 { 0 } else { ceil_div(experts, 4) * (TOKENS + 1) * key };
+        let seconds = if params.groups > 0 { 4 } else { 0 };
+        let lists = if own == 8 { 0 } else { ceil_div(experts, 4) * (TOKENS + 1) * (key + seconds) };
         let list_bytes = ceil_div(lists.max(4 * experts), 16) * 16;
         let shared = |warps: i64| ceil_div(2 * experts, 4) * 16 + warps * (8 * TOKENS + list_bytes);
         // A warp a tile as far as there are multiprocessors for blocks of a few; the static part is 12 KiB at most.
@@ -159,7 +179,7 @@ pub fn fwd(
         let blocks = ceil_div(tiles, warps).clamp(1, device.multiprocessors.into());
         let weighting = params.weighting;
         let softmax = weighting.score == MOE_SCORE_SOFTMAX;
-        let by_score = softmax && !params.bias.is_null() && !params.by_logit;
+        let by_score = softmax && !params.by_logit && (!params.bias.is_null() || params.groups > 0);
         let tables = if params.losses.aux && params.losses.counted < params.top_k { 2 } else { 1 };
         let scores: *mut f32 = scratch.cast();
         let counts: *mut u32 = scores.wrapping_add((blocks * experts) as usize).cast();
@@ -171,6 +191,10 @@ pub fn fwd(
             lanes,
             list_bytes: list_bytes as i32,
             tables: tables as i32,
+            groups: params.groups,
+            kept_groups: params.kept_groups,
+            group_terms: if params.groups > 0 { params.group_terms } else { 0 },
+            group_fours: fours(params).unwrap_or(0),
             logits: params.logits,
             packed: rows_of_16_bytes(&params.logits, params.experts),
             quads: rows_of_four(&params.ids, Dtype::Int32, params.top_k)
