@@ -68,14 +68,20 @@ template <class Key> struct Memory {
   }
 };
 
+// A score that is computed from one logit and what is known of the row.
+template <bool SOFTMAX> __device__ inline float score_of(const RouterQuickParams &p, float logit, const Stats &stats) {
+  if constexpr (SOFTMAX) return quick_exp(logit - stats.top) * stats.inverse;
+  return score(p.weighting.score, logit);
+}
+
 // What an expert is compared by: its logit, or its score or logit with a bias. NaN loses.
+template <bool SOFTMAX, class Key>
 __device__ inline float compared(const RouterQuickParams &p, float logit, int expert, const Stats &stats) {
-  if (p.bias == nullptr) return logit;
+  // Keys of 32 bits are logits.
+  if (sizeof(Key) == 4 || p.bias == nullptr) return logit;
   if (stats.top == -INFINITY) return -INFINITY;
   float value = logit;
-  if (!p.by_logit) {
-    value = p.weighting.score == MOE_SCORE_SOFTMAX ? quick_exp(logit - stats.top) * stats.inverse : score(p.weighting.score, logit);
-  }
+  if (!p.by_logit) value = score_of<SOFTMAX>(p, logit, stats);
   value += p.bias[expert];
   return value == value ? value : -INFINITY;
 }
@@ -86,7 +92,7 @@ template <int CHUNKS> struct Sums {
   float z, real;
 };
 
-template <int CHUNKS, class Key>
+template <int CHUNKS, bool SOFTMAX, class Key>
 __device__ inline void look(const RouterQuickParams &p, const Lanes &place, const Memory<Key> &memory, Row<CHUNKS> &row, int64_t token,
                             int local, bool valid, Sums<CHUNKS> &sums, Best<Key> &own) {
   constexpr int N = 8 * CHUNKS;
@@ -105,28 +111,29 @@ __device__ inline void look(const RouterQuickParams &p, const Lanes &place, cons
       const float total = stats.top + logf(sum);
       sums.z = fmaf(total, total, sums.z);
     }
-    if (p.losses.aux && p.losses.score == MOE_SCORE_SOFTMAX) {
+    if (SOFTMAX && p.losses.aux) {
       const float by = real ? stats.inverse : 0.0f;
 #pragma unroll
       for (int i = 0; i < N; ++i) sums.scores.at[i] = fmaf(terms[i], by, sums.scores.at[i]);
     }
   }
-  if (p.losses.aux && p.losses.score != MOE_SCORE_SOFTMAX) {
-    float sum = 0;
+  if (!SOFTMAX && p.losses.aux) {
+    float scores[N], sum = 0;
 #pragma unroll
-    for (int i = 0; i < N; ++i) sum += place.expert(i / 8) + i % 8 < p.experts ? score(p.losses.score, row.at[i]) : 0.0f;
+    for (int i = 0; i < N; ++i) {
+      scores[i] = place.expert(i / 8) + i % 8 < p.experts ? score(p.losses.score, row.at[i]) : 0.0f;
+      sum += scores[i];
+    }
     sum = sum_over(sum, place.lanes);
     const float by = real ? 1.0f / (sum + 1e-20f) : 0.0f;
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (place.expert(i / 8) + i % 8 < p.experts) sums.scores.at[i] = fmaf(score(p.losses.score, row.at[i]), by, sums.scores.at[i]);
-    }
+    for (int i = 0; i < N; ++i) sums.scores.at[i] = fmaf(scores[i], by, sums.scores.at[i]);
   }
   Key keys[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const int expert = place.expert(i / 8) + i % 8;
-    keys[i] = expert < p.experts ? Packed<Key>::key(compared(p, row.at[i], expert, stats), expert) : Key(0);
+    keys[i] = expert < p.experts ? Packed<Key>::key(compared<SOFTMAX, Key>(p, row.at[i], expert, stats), expert) : Key(0);
   }
   if constexpr (CHUNKS == 1) {
 #pragma unroll
@@ -148,12 +155,12 @@ __device__ inline void look(const RouterQuickParams &p, const Lanes &place, cons
 }
 
 // Logits first .. first + 3 of a token, which were just read.
-__device__ inline void load_four(const RouterQuickParams &p, int64_t token, int first, float (&to)[4]) {
+template <class Key> __device__ inline void load_four(const RouterQuickParams &p, int64_t token, int first, float (&to)[4]) {
   const int64_t at = token * p.logits.pitch + first;
   if (!p.packed) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = first + i < p.experts ? load_float(p.logits, at + i) : 0.0f;
-  } else if (p.logits.dtype == MOE_DTYPE_FP32) {
+  } else if (sizeof(Key) == 8 && p.logits.dtype == MOE_DTYPE_FP32) {
     const float4 four = *reinterpret_cast<const float4 *>(reinterpret_cast<const float *>(p.logits.data) + at);
     to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
   } else {
@@ -169,13 +176,12 @@ __device__ inline void load_four(const RouterQuickParams &p, int64_t token, int 
 }
 
 // The lane's token: the groups whose best one or two scores sum highest, a bit each.
-template <class Key> __device__ inline uint32_t kept_groups(const RouterQuickParams &p, const Memory<Key> &memory, const Stats &stats) {
+template <bool SOFTMAX, class Key> __device__ inline uint32_t kept_groups(const RouterQuickParams &p, const Memory<Key> &memory, const Stats &stats) {
   const int lane = lane_id();
   // Without a bias keys are logits, and groups are compared by scores.
   const auto term = [&](float value) {
     if (p.bias != nullptr || p.by_logit || stats.top == -INFINITY) return value;
-    if (p.weighting.score == MOE_SCORE_SOFTMAX) return quick_exp(clamped(value) - stats.top) * stats.inverse;
-    return score(p.weighting.score, value);
+    return score_of<SOFTMAX>(p, clamped(value), stats);
   };
   // Sums take the place of the first second of their group.
 #pragma unroll 1
@@ -208,48 +214,49 @@ template <class Key> __device__ inline uint32_t kept_groups(const RouterQuickPar
 }
 
 // The lane's token: its best experts.
-template <class Key>
+template <bool SOFTMAX, class Key>
 __device__ inline Best<Key> choose(const RouterQuickParams &p, const Memory<Key> &memory, int64_t token, const Stats &stats) {
   const int lane = lane_id(), groups = (p.experts + 3) / 4;
-  const uint32_t kept = p.groups > 0 ? kept_groups(p, memory, stats) : 0;
-  const auto list = [&](int first) {
+  const uint32_t kept = p.groups > 0 ? kept_groups<SOFTMAX>(p, memory, stats) : 0;
+  // Short loops: code that is fetched takes as long as it runs.
+  Best<Key> leaders = {};
+#pragma unroll 1
+  for (int first = 0; first < groups; first += 8) {
     Best<Key> some;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const bool open = first + i < groups && (p.groups == 0 || (kept >> (first + i) / p.group_fours & 1));
       some.at[i] = open ? memory.best[(first + i) * (TOKENS + 1) + lane] : Key(0);
     }
-    return sorted(some);
-  };
-  Best<Key> leaders = list(0);
-#pragma unroll 1
-  for (int first = 8; first < groups; first += 8) leaders = merged(leaders, list(first));
+    leaders = merged(leaders, sorted(some));
+  }
   Best<Key> best = {};
-#pragma unroll
-  for (int round = 0; round < 4; ++round) {
-    if (2 * round >= p.top_k) break;
+#pragma unroll 1
+  for (int done = 0; done < p.top_k; done += 2) {
     Best<Key> eight;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Key leader = leaders.at[2 * round + half];
+      const Key leader = leaders.at[half];
       const int first = Packed<Key>::expert(leader) & ~3;
       float four[4];
-      if (leader != 0) load_four(p, token, first, four);
+      if (leader != 0) load_four<Key>(p, token, first, four);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const bool here = leader != 0 && first + i < p.experts;
         // NaN is -inf.
         const float logit = here ? fminf(fmaxf(four[i], -INFINITY), Real<float>::max) : 0.0f;
-        eight.at[4 * half + i] = here ? Packed<Key>::key(compared(p, logit, first + i, stats), first + i) : Key(0);
+        eight.at[4 * half + i] = here ? Packed<Key>::key(compared<SOFTMAX, Key>(p, logit, first + i, stats), first + i) : Key(0);
       }
     }
-    best = round == 0 ? sorted(eight) : merged(best, sorted(eight));
+    best = merged(best, sorted(eight));
+#pragma unroll
+    for (int i = 0; i < 6; ++i) leaders.at[i] = leaders.at[i + 2];
   }
   return best;
 }
 
 // The weights of a token's choices.
-template <class Key>
+template <bool SOFTMAX, class Key>
 __device__ inline void weigh(const RouterQuickParams &p, int64_t token, const Best<Key> &best, const Stats &stats, float (&weights)[8]) {
   const RouterWeighting &w = p.weighting;
   float sum = 0, top = -INFINITY, logits[8];
@@ -267,12 +274,10 @@ __device__ inline void weigh(const RouterQuickParams &p, int64_t token, const Be
   for (int k = 0; k < 8; ++k) {
     weights[k] = 0;
     if (k >= p.top_k) continue;
-    if (w.over_chosen) {
+    if (SOFTMAX && w.over_chosen) {
       weights[k] = top > -INFINITY ? quick_exp(logits[k] - top) : 0.0f;
-    } else if (w.score == MOE_SCORE_SOFTMAX) {
-      weights[k] = stats.top > -INFINITY ? quick_exp(logits[k] - stats.top) * stats.inverse : 0.0f;
-    } else {
-      weights[k] = score(w.score, logits[k]);
+    } else if (!SOFTMAX || stats.top > -INFINITY) {
+      weights[k] = score_of<SOFTMAX>(p, logits[k], stats);
     }
     sum += weights[k];
   }
@@ -453,7 +458,7 @@ __device__ inline void join(const RouterQuickParams &p) {
   if (p.z_loss != nullptr) *p.z_loss = static_cast<float>(p.losses.z_scale * z / max(real, 1.0));
 }
 
-template <int CHUNKS, class Key> __device__ inline void route(const RouterQuickParams &p) {
+template <int CHUNKS, bool SOFTMAX, class Key> __device__ inline void route(const RouterQuickParams &p) {
   extern __shared__ __align__(16) char shared[];
   const int64_t tokens = true_count(p.tokens, p.report);
   const Lanes place(p.lanes, p.experts);
@@ -467,18 +472,19 @@ template <int CHUNKS, class Key> __device__ inline void route(const RouterQuickP
   const int64_t tiles = (tokens + TOKENS - 1) / TOKENS;
   for (int64_t tile = int64_t(blockIdx.x) * warps + threadIdx.x / 32; tile < tiles; tile += int64_t(gridDim.x) * warps) {
     Best<Key> best;
+    // One row is looked at while the next is on its way.
     const int at_once = TOKENS / p.lanes;
-    int local = lane_id() / p.lanes;
-    int64_t token = tile * TOKENS + local;
-    Row<CHUNKS> next = load_row<CHUNKS>(p.logits, p.packed, place, token, token < tokens, -INFINITY);
+    int local = lane_id() / p.lanes - at_once;
+    Row<CHUNKS> next;
 #pragma unroll 1
-    for (int pass = 0; pass < p.lanes; ++pass) {
+    for (int pass = -1; pass < p.lanes; ++pass) {
       Row<CHUNKS> row = next;
-      const int64_t own = token;
-      token += at_once;
-      if (pass + 1 < p.lanes) next = load_row<CHUNKS>(p.logits, p.packed, place, token, token < tokens, -INFINITY);
-      if (p.spread && own < tokens) clear_experts<CHUNKS>(p, place, own);
-      look<CHUNKS, Key>(p, place, memory, row, own, local, own < tokens, sums, best);
+      const int64_t token = tile * TOKENS + local, ahead = token + at_once;
+      if (pass + 1 < p.lanes) next = load_row<CHUNKS, sizeof(Key) == 4>(p.logits, p.packed, place, ahead, ahead < tokens, -INFINITY);
+      if (pass >= 0) {
+        if (p.spread && token < tokens) clear_experts<CHUNKS>(p, place, token);
+        look<CHUNKS, SOFTMAX, Key>(p, place, memory, row, token, local, token < tokens, sums, best);
+      }
       local += at_once;
     }
     __syncwarp();
@@ -488,10 +494,10 @@ template <int CHUNKS, class Key> __device__ inline void route(const RouterQuickP
       if constexpr (CHUNKS == 1) {
         best = sorted(best);
       } else {
-        best = choose(p, memory, mine, stats);
+        best = choose<SOFTMAX>(p, memory, mine, stats);
       }
       float weights[8];
-      weigh(p, mine, best, stats, weights);
+      weigh<SOFTMAX>(p, mine, best, stats, weights);
       write(p, mine, best, weights);
       if (p.spread) write_experts(p, mine, best, weights);
       if (p.sums && is_real(p.losses, mine)) {
@@ -521,11 +527,13 @@ template <int CHUNKS, class Key> __device__ inline void route(const RouterQuickP
 
 }  // namespace
 
-#define ROUTER_QUICK_FWD(NAME, CHUNKS, KEY)                            \
+#define ROUTER_QUICK_FWD(NAME, CHUNKS, SOFTMAX, KEY)                   \
   extern "C" __global__ void __launch_bounds__(QUICK_THREADS, 1)       \
-      router_quick_fwd_##NAME(const __grid_constant__ RouterQuickParams p) { route<CHUNKS, KEY>(p); }
+      router_quick_fwd_##NAME(const __grid_constant__ RouterQuickParams p) { route<CHUNKS, SOFTMAX, KEY>(p); }
 
-ROUTER_QUICK_FWD(8, 1, uint32_t)
-ROUTER_QUICK_FWD(16, 2, uint32_t)
-ROUTER_QUICK_FWD(8_wide, 1, uint64_t)
-ROUTER_QUICK_FWD(16_wide, 2, uint64_t)
+ROUTER_QUICK_FWD(8, 1, true, uint32_t)
+ROUTER_QUICK_FWD(16, 2, true, uint32_t)
+ROUTER_QUICK_FWD(8_wide, 1, true, uint64_t)
+ROUTER_QUICK_FWD(16_wide, 2, true, uint64_t)
+ROUTER_QUICK_FWD(8_other, 1, false, uint64_t)
+ROUTER_QUICK_FWD(16_other, 2, false, uint64_t)

@@ -51,7 +51,8 @@ struct Lanes {
 };
 
 // A row of a matrix; `missing` behind the last expert, and everywhere without a token. `packed`: rows can be read by 16 bytes.
-template <int CHUNKS>
+// NARROW: elements have 16 bits.
+template <int CHUNKS, bool NARROW = false>
 __device__ inline Row<CHUNKS> load_row(const Matrix &matrix, bool packed, const Lanes &place, int64_t token, bool valid, float missing) {
   Row<CHUNKS> row;
 #pragma unroll
@@ -62,7 +63,8 @@ __device__ inline Row<CHUNKS> load_row(const Matrix &matrix, bool packed, const 
       switch (matrix.dtype) {
       case MOE_DTYPE_BF16: load_eight(reinterpret_cast<const __nv_bfloat16 *>(matrix.data) + at, row.at + 8 * j); break;
       case MOE_DTYPE_FP16: load_eight(reinterpret_cast<const __half *>(matrix.data) + at, row.at + 8 * j); break;
-      default: load_eight(reinterpret_cast<const float *>(matrix.data) + at, row.at + 8 * j);
+      default:
+        if constexpr (!NARROW) load_eight(reinterpret_cast<const float *>(matrix.data) + at, row.at + 8 * j);
       }
     } else {
 #pragma unroll

@@ -164,7 +164,8 @@ pub fn fwd(
     device.run(report, stream, |launcher| {
         let (own, lanes) = lanes(params.experts);
         let (experts, losses) = (i64::from(params.experts), &params.losses);
-        let narrow = params.logits.dtype != Dtype::Fp32 && params.bias.is_null();
+        let softmax = params.weighting.score == MOE_SCORE_SOFTMAX;
+        let narrow = softmax && params.logits.dtype != Dtype::Fp32 && params.bias.is_null();
         let key = if narrow { 4 } else { 8 };
         let seconds = if params.groups > 0 { 4 } else { 0 };
         let lists = if own == 8 { 0 } else { ceil_div(experts, 4) * (TOKENS + 1) * (key + seconds) };
@@ -178,7 +179,6 @@ pub fn fwd(
         let warps = [16, 8, 4, 2].into_iter().find(fits).unwrap_or(1);
         let blocks = ceil_div(tiles, warps).clamp(1, device.multiprocessors.into());
         let weighting = params.weighting;
-        let softmax = weighting.score == MOE_SCORE_SOFTMAX;
         let by_score = softmax && !params.by_logit && (!params.bias.is_null() || params.groups > 0);
         let tables = if params.losses.aux && params.losses.counted < params.top_k { 2 } else { 1 };
         let scores: *mut f32 = scratch.cast();
@@ -222,11 +222,13 @@ pub fn fwd(
             z_loss: params.z_loss,
             report: launcher.report,
         };
-        let kernel = match (own, narrow) {
-            (8, true) => "router_quick_fwd_8",
-            (8, false) => "router_quick_fwd_8_wide",
-            (_, true) => "router_quick_fwd_16",
-            (_, false) => "router_quick_fwd_16_wide",
+        let kernel = match (own, softmax, narrow) {
+            (8, false, _) => "router_quick_fwd_8_other",
+            (8, _, true) => "router_quick_fwd_8",
+            (8, _, false) => "router_quick_fwd_8_wide",
+            (_, false, _) => "router_quick_fwd_16_other",
+            (_, _, true) => "router_quick_fwd_16",
+            (_, _, false) => "router_quick_fwd_16_wide",
         };
         let launch = Launch {
             kernel,
