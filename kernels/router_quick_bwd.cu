@@ -44,7 +44,7 @@ __device__ inline Slopes slopes_of(const RouterQuickBwdParams &p, int64_t tokens
 
 // The lane's token: what each slot adds. A softmax over all experts wants the gradients of its scores, all others those
 // of the logits.
-__device__ inline void put_terms(const RouterQuickBwdParams &p, int64_t token, float *row) {
+template <bool SOFTMAX> __device__ inline void put_terms(const RouterQuickBwdParams &p, int64_t token, float *row) {
   const RouterWeighting &w = p.weighting;
   const float scale = static_cast<float>(w.scale);
   int ids[SLOTS];
@@ -72,7 +72,7 @@ __device__ inline void put_terms(const RouterQuickBwdParams &p, int64_t token, f
       terms[i] *= scale;
     }
   }
-  if (w.over_chosen || w.score != MOE_SCORE_SOFTMAX) {
+  if (w.over_chosen || !SOFTMAX) {
     float logits[SLOTS], scores[SLOTS], top = -INFINITY, sum = 0, inner = 0;
 #pragma unroll
     for (int k = 0; k < SLOTS; ++k) {
@@ -83,15 +83,20 @@ __device__ inline void put_terms(const RouterQuickBwdParams &p, int64_t token, f
     for (int k = 0; k < SLOTS; ++k) {
       scores[k] = 0;
       if (ids[k] < 0 || top == -INFINITY) continue;
-      scores[k] = w.over_chosen ? quick_exp(logits[k] - top) : score(w.score, logits[k]);
+      if constexpr (SOFTMAX) {
+        scores[k] = quick_exp(logits[k] - top);
+      } else {
+        scores[k] = score(w.score, logits[k]);
+      }
       sum += scores[k];
       inner += scores[k] * terms[k];
     }
-    const float inverse = w.over_chosen ? (sum > 0 ? 1 / sum : 0.0f) : w.divided ? 1 / (sum + 1e-20f) : 1.0f;
-    const float mean = w.over_chosen || w.divided ? inner * inverse : 0.0f;
+    const float inverse = SOFTMAX ? (sum > 0 ? 1 / sum : 0.0f) : w.divided ? 1 / (sum + 1e-20f) : 1.0f;
+    const float mean = SOFTMAX || w.divided ? inner * inverse : 0.0f;
 #pragma unroll
     for (int k = 0; k < SLOTS; ++k) {
-      const float slope = ids[k] < 0 ? 0.0f : w.over_chosen ? scores[k] : derivative(w.score, logits[k]);
+      float slope = scores[k];
+      if constexpr (!SOFTMAX) slope = ids[k] < 0 ? 0.0f : derivative(w.score, logits[k]);
       // 0 times a gradient that overflowed is 0.
       terms[k] = slope > 0 ? (terms[k] - mean) * inverse * slope : 0.0f;
     }
@@ -204,23 +209,22 @@ template <int CHUNKS, bool SOFTMAX> __device__ inline void backward(const Router
   const int64_t tiles = (tokens + p.tile - 1) / p.tile;
   for (int64_t tile = int64_t(blockIdx.x) * warps + warp; tile < tiles; tile += int64_t(gridDim.x) * warps) {
     __syncwarp();
-    int local = lane_id() / p.lanes;
-    Row<CHUNKS> next = load_row<CHUNKS>(p.logits, p.packed, place, tile * p.tile + local, local < p.tile && tile * p.tile + local < tokens, -INFINITY);
     const int64_t mine = tile * p.tile + lane_id();
-    if (weighted && lane_id() < p.tile && mine < tokens) put_terms(p, mine, rows + lane_id() * p.pitch);
+    if (weighted && lane_id() < p.tile && mine < tokens) put_terms<SOFTMAX>(p, mine, rows + lane_id() * p.pitch);
     __syncwarp();
+    // One row is at work while the next is on its way.
+    int local = lane_id() / p.lanes - at_once;
+    Row<CHUNKS> next;
 #pragma unroll 1
-    for (int base = 0; base < p.tile; base += at_once) {
+    for (int base = -at_once; base < p.tile; base += at_once) {
       const Row<CHUNKS> row = next;
-      const int own = local;
-      local += at_once;
-      if (base + at_once < p.tile) {
-        next = load_row<CHUNKS>(p.logits, p.packed, place, tile * p.tile + local, tile * p.tile + local < tokens, -INFINITY);
-      }
-      const int64_t token = tile * p.tile + own;
+      const int64_t token = tile * p.tile + local, ahead = token + at_once;
+      if (base + at_once < p.tile) next = load_row<CHUNKS>(p.logits, p.packed, place, ahead, ahead < tokens, -INFINITY);
       // All lanes of the warp go on, as sums are over all of them.
-      const bool valid = token < tokens;
-      gradient<CHUNKS, SOFTMAX>(p, place, row, token, weighted ? rows + own * p.pitch : nullptr, slopes, factors.z, add, valid);
+      if (base >= 0) {
+        gradient<CHUNKS, SOFTMAX>(p, place, row, token, weighted ? rows + local * p.pitch : nullptr, slopes, factors.z, add, token < tokens);
+      }
+      local += at_once;
     }
   }
 }
