@@ -180,6 +180,7 @@ def test_gradient_by_finite_differences(ctx, rng, score):
 def test_many_tokens(ctx, rng, tokens, experts, top_k, dtype):
     logits = rounded(rng.normal(size=(tokens, experts)) * 2, dtype)
     mask = (rng.random(tokens) < 0.9).astype(np.uint8)
+    mask[0] = 1
     desc = desc_of(tokens, experts, top_k, logits_dtype=dtype, aux_loss=libmoe.AUX_LOSS_MEGATRON, aux_loss_coeff=1.0,
                    z_loss=1, z_loss_coeff=1.0)
     ids, weights = empty((tokens, top_k), "int32"), empty((tokens, top_k), "fp32")
