@@ -65,16 +65,21 @@ class Operation:
     def __call__(self, device, desc, **tensors):
         desc, size = self.described(device, tuple(desc.items()))
         args = bytearray(self.template)
+        places = self.places
         for name, tensor in tensors.items():
             if tensor is None:
                 continue
             if tensor.device != device:
                 raise RuntimeError(f"libmoe.{self.name}: {name} is on {tensor.device}, other tensors on {device}")
-            offset, described = self.places[name]
-            if described:
-                TENSOR.pack_into(args, offset, TENSOR_SIZE, _code(self.name, name, tensor), tensor.data_ptr(), *pitches(tensor))
-            else:
+            offset, described = places[name]
+            if not described:
                 POINTER.pack_into(args, offset, tensor.data_ptr())
+                continue
+            code = DTYPES.get(tensor.dtype)
+            if code is None:
+                raise TypeError(f"libmoe.{self.name}: {name} has dtype {tensor.dtype}, which libmoe does not know")
+            pitch, stride = (0, 0) if tensor.is_contiguous() else pitches(tensor)
+            TENSOR.pack_into(args, offset, TENSOR_SIZE, code, tensor.data_ptr(), pitch, stride)
         scratch = address = None
         if size:
             scratch = torch.empty(size + ALIGNMENT - 1, dtype=torch.uint8, device=device)
@@ -87,9 +92,7 @@ class Operation:
 
 
 def pitches(tensor):
-    """(row_pitch, group_stride) as moe_tensor_t has them: 0 where contiguous. Rows must be contiguous: see `rows`."""
-    if tensor.is_contiguous():
-        return 0, 0
+    """(row_pitch, group_stride) as moe_tensor_t has them, of a tensor with contiguous rows: see `rows`."""
     shape, strides = tensor.shape, tensor.stride()
     return strides[-2] if shape[-2] > 1 else shape[-1], strides[0] if len(shape) == 3 and shape[0] > 1 else 0
 
@@ -105,9 +108,3 @@ def rows(tensor):
     )
     return tensor if readable else tensor.contiguous()
 
-
-def _code(operation, name, tensor):
-    code = DTYPES.get(tensor.dtype)
-    if code is None:
-        raise TypeError(f"libmoe.{operation}: {name} has dtype {tensor.dtype}, which libmoe does not know")
-    return code

@@ -42,20 +42,20 @@ def make_plan(ids, num_experts, rows_max=None):
         if ids.shape[-1] != num_experts:
             raise ValueError(f"the mask has shape {list(ids.shape)}; it must be [T, E] = [{ids.shape[0]}, {num_experts}]")
         rows_max = ids.numel() if rows_max is None else rows_max
-        *maps, slot_offsets = torch.ops.libmoe.dispatch_plan_mask(ids.contiguous(), rows_max)
+        *maps, slot_offsets = torch.ops.libmoe.dispatch_plan_mask.default(ids.contiguous(), rows_max)
         return Plan(*maps, slot_offsets, ids.shape[0], num_experts, rows_max)
-    maps = torch.ops.libmoe.dispatch_plan(ids.contiguous(), num_experts)
+    maps = torch.ops.libmoe.dispatch_plan.default(ids.contiguous(), num_experts)
     return Plan(*maps, None, ids.shape[0], ids.shape[1], ids.shape[0] * ids.shape[1])
 
 
 def dispatch(x, plan):
     """rows [R, d] of x [T, d]."""
-    return torch.ops.libmoe.dispatch(x, *plan.maps, plan.top_k)
+    return torch.ops.libmoe.dispatch.default(x, *plan.maps, plan.top_k)
 
 
 def combine(rows, plan, weights=None):
     """y [T, d] = sum of a token's rows [R, d] times weights [T, K]; without weights the plain sum."""
-    return torch.ops.libmoe.combine(rows, weights, *plan.maps, plan.num_tokens, plan.top_k)
+    return torch.ops.libmoe.combine.default(rows, weights, *plan.maps, plan.num_tokens, plan.top_k)
 
 
 # ---------------------------------------------------------------- plan
@@ -127,7 +127,7 @@ def _setup_dispatch(ctx, inputs, output):
 
 @dispatch_fwd.backward(_setup_dispatch)
 def _(ctx, drows):
-    dx = torch.ops.libmoe.dispatch_backward(drows, *ctx.saved_tensors, ctx.num_tokens, ctx.top_k)
+    dx = torch.ops.libmoe.dispatch_backward.default(drows, *ctx.saved_tensors, ctx.num_tokens, ctx.top_k)
     return dx, *[None] * 6
 
 
@@ -172,7 +172,7 @@ def _setup_combine(ctx, inputs, output):
 @combine_fwd.backward(_setup_combine)
 def _(ctx, dy):
     rows_, weights, *maps = ctx.saved_tensors
-    drows, dweights = torch.ops.libmoe.combine_backward(dy, rows_, weights, *maps, ctx.top_k)
+    drows, dweights = torch.ops.libmoe.combine_backward.default(dy, rows_, weights, *maps, ctx.top_k)
     return drows, dweights if ctx.needs_input_grad[1] else None, *[None] * 7
 
 

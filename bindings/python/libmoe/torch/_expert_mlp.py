@@ -52,7 +52,7 @@ def stored(w, layout):
 def _apply(x, experts, maps, sizes, options, recompute):
     tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *experts))
     mode = INFERENCE if not tracked else SAVE_X if recompute else SAVE_FC1
-    return torch.ops.libmoe.expert_mlp(x, *experts, *maps, *sizes, options, mode)[0]
+    return torch.ops.libmoe.expert_mlp.default(x, *experts, *maps, *sizes, options, mode)[0]
 
 
 @operator(f"expert_mlp(Tensor x, {EXPERTS}, {MAPS}, {SIZES}, int mode) -> (Tensor, Tensor)")
@@ -92,8 +92,8 @@ def _(ctx, dy, _):
         return (None,) * 17
     x, w1, w2, b1, b2, weights, row_weights, h, *maps = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:7])
-    grads = torch.ops.libmoe.expert_mlp_backward(dy, x, w1, w2, b1, b2, weights, row_weights, h, *maps, ctx.num_tokens, ctx.top_k,
-                                                 ctx.rows_max, ctx.options, needs)
+    sizes = ctx.num_tokens, ctx.top_k, ctx.rows_max, ctx.options
+    grads = torch.ops.libmoe.expert_mlp_backward.default(dy, x, w1, w2, b1, b2, weights, row_weights, h, *maps, *sizes, needs)
     return *(grad if needed else None for grad, needed in zip(grads, needs)), *[None] * 10
 
 

@@ -32,7 +32,7 @@ def grouped_gemm(a, b, group_offsets=None, group_sizes=None, bias=None, b_layout
     Rows behind the last group are undefined, in c and in the gradient of a.
     """
     b, b_layout = stored(b, b_layout)
-    return torch.ops.libmoe.grouped_gemm(a, b, bias, group_offsets, group_sizes, b_layout)
+    return torch.ops.libmoe.grouped_gemm.default(a, b, bias, group_offsets, group_sizes, b_layout)
 
 
 @operator(f"grouped_gemm(Tensor a, Tensor b, Tensor? bias, {GROUPS}, int b_layout) -> Tensor")
@@ -56,7 +56,7 @@ def _setup(ctx, inputs, output):
 @forward.backward(_setup)
 def _(ctx, dc):
     needs = list(ctx.needs_input_grad[:3])
-    grads = torch.ops.libmoe.grouped_gemm_backward(dc, *ctx.saved_tensors, ctx.b_layout, needs)
+    grads = torch.ops.libmoe.grouped_gemm_backward.default(dc, *ctx.saved_tensors, ctx.b_layout, needs)
     return *(grad if needed else None for grad, needed in zip(grads, needs)), None, None, None
 
 

@@ -18,24 +18,25 @@ def route(logits, top_k, *, selection_bias=None, padding_mask=None, given_ids=No
 
     Options as libmoe.router_fwd has them. Weights are fp32, or fp64 where the logits are.
     """
-    out = torch.ops.libmoe.router(logits, top_k, selection_bias, padding_mask, given_ids, num_sequences, encode(options, encoded))
+    options = encode(options, encoded)
+    out = torch.ops.libmoe.router.default(logits, top_k, selection_bias, padding_mask, given_ids, num_sequences, options)
     weights, ids, tokens_per_expert, losses, _ = out
     return ids, weights, tokens_per_expert, losses
 
 
 def sinkhorn(logits, encoded="", **options):
     """log d1, fp32 [E]: top-k of logits + log d1 is the choice. Options as libmoe.sinkhorn has them."""
-    return torch.ops.libmoe.sinkhorn(logits.detach(), encode(options, encoded))
+    return torch.ops.libmoe.sinkhorn.default(logits.detach(), encode(options, encoded))
 
 
 def expert_choice(logits, capacity, *, padding_mask=None, **options):
     """(weights [T, E], 0 where not chosen, and the mask uint8 [T, E]): each expert takes its best `capacity` tokens."""
-    return torch.ops.libmoe.expert_choice(logits, capacity, padding_mask, encode(options))
+    return torch.ops.libmoe.expert_choice.default(logits, capacity, padding_mask, encode(options))
 
 
 def drop(ids, weights, num_experts, encoded="", **options):
     """(ids, -1 where dropped, and weights, 0 there): slots beyond an expert's capacity. Options as libmoe.capacity_fwd has them."""
-    kept_weights, kept_ids = torch.ops.libmoe.capacity(ids, weights, num_experts, encode(options, encoded))
+    kept_weights, kept_ids = torch.ops.libmoe.capacity.default(ids, weights, num_experts, encode(options, encoded))
     return kept_ids, kept_weights
 
 
@@ -88,7 +89,7 @@ def _(ctx, dweights, _ids, _tokens, dlosses, _counts):
     logits, ids, aux_counts, padding_mask = ctx.saved_tensors
     if dweights is None and dlosses is None:
         return (None,) * 7
-    dlogits = torch.ops.libmoe.router_backward(logits, ids, dweights, dlosses, aux_counts, padding_mask, ctx.num_sequences,
+    dlogits = torch.ops.libmoe.router_backward.default(logits, ids, dweights, dlosses, aux_counts, padding_mask, ctx.num_sequences,
                                                ctx.options)
     return dlogits, *[None] * 6
 
@@ -164,7 +165,7 @@ def _setup_choice(ctx, inputs, output):
 @expert_choice_op.backward(_setup_choice)
 def _(ctx, dweights, _):
     logits, mask = ctx.saved_tensors
-    return torch.ops.libmoe.expert_choice_backward(logits, mask, dweights, ctx.capacity, ctx.options), None, None, None
+    return torch.ops.libmoe.expert_choice_backward.default(logits, mask, dweights, ctx.capacity, ctx.options), None, None, None
 
 
 @operator("expert_choice_backward(Tensor logits, Tensor mask, Tensor dweights, SymInt capacity, str options) -> Tensor")
@@ -208,7 +209,7 @@ def _setup_capacity(ctx, inputs, output):
 
 @capacity_op.backward(_setup_capacity)
 def _(ctx, dkept, _):
-    return None, torch.ops.libmoe.capacity_backward(*ctx.saved_tensors, dkept, ctx.num_experts, ctx.options), None, None
+    return None, torch.ops.libmoe.capacity_backward.default(*ctx.saved_tensors, dkept, ctx.num_experts, ctx.options), None, None
 
 
 @operator("capacity_backward(Tensor ids, Tensor weights, Tensor kept_ids, Tensor dkept, SymInt num_experts, str options) -> Tensor")
