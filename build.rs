@@ -185,10 +185,12 @@ fn write_list(units: &[Unit], version: Version, archs: &str) -> std::io::Result<
         let _ = writeln!(text, "    ({stem:?}, &Aligned(*include_bytes!(\"kernels/{stem}.fatbin\"))),");
     }
     let toolkit = 1000 * version.0 + 10 * version.1;
+    let hopper = archs.split([';', ',', ' ']).any(|arch| arch == "90a");
     let text = format!(
         "pub static FATBINS: &[Fatbin] = &[\n{text}];\n\
          pub const TOOLKIT: i32 = {toolkit};\n\
-         pub const ARCHS: &str = {archs:?};\n"
+         pub const ARCHS: &str = {archs:?};\n\
+         pub const HOPPER: bool = {hopper};\n"
     );
     fs::write(Path::new(&env::var("OUT_DIR").unwrap()).join("fatbins.rs"), text)
 }

@@ -68,6 +68,15 @@ struct GroupScan {
     return false;
   }
 
+  // Calls `take(span, exists)` for all groups, 32 at a time, one a lane.
+  template <class Take> __device__ void each(const Groups &groups, moe_device_report_t *report, const Take &take) {
+    for (; group < groups.count; group += 32) {
+      const Span mine = lane_span(groups, report);
+      take(mine, mine.group < groups.count);
+      end = __shfl_sync(WARP, mine.end, 31);
+    }
+  }
+
 private:
   // The lane's group. Where the next begins is raised to where this one does, and lowered to the rows there are.
   __device__ Span lane_span(const Groups &groups, moe_device_report_t *report) const {

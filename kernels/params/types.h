@@ -74,4 +74,9 @@ struct RowWeights {
   int64_t slots;
 };
 
+/// As the driver encodes it; kernels take it by value or read it from memory, at a multiple of 64 bytes.
+struct alignas(64) TensorMap {
+  uint64_t words[16];
+};
+
 #endif  // MOE_PARAMS_TYPES_H

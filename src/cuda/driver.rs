@@ -89,6 +89,12 @@ entries! {
     launch = cuLaunchKernelEx(
         config: *const CUlaunchConfig, function: CUfunction, parameters: *mut *mut c_void, extra: *mut *mut c_void
     );
+    encode_tensor_map = cuTensorMapEncodeTiled(
+        map: *mut CUtensorMap, dtype: CUtensorMapDataType, rank: c_uint, data: *mut c_void,
+        sizes: *const u64, pitches: *const u64, boxes: *const c_uint, strides: *const c_uint,
+        interleave: CUtensorMapInterleave, swizzle: CUtensorMapSwizzle,
+        promotion: CUtensorMapL2promotion, fill: CUtensorMapFloatOOBfill
+    );
     memset_8 = cuMemsetD8Async(pointer: CUdeviceptr, value: u8, count: usize, stream: CUstream);
     memset_32 = cuMemsetD32Async(pointer: CUdeviceptr, value: c_uint, count: usize, stream: CUstream);
     copy = cuMemcpyDtoDAsync_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream);

@@ -1,7 +1,7 @@
 //! The expert MLP on CUDA: its steps, most of them other operations.
 
 use super::rows::{ROW_THREADS, row_grid, row_team};
-use super::{Launch, Launcher, activation, decode, dispatch, grouped_gemm};
+use super::{Launch, Launcher, activation, decode, dispatch, fused, grouped_gemm};
 use crate::abi::types::*;
 use crate::check::OutputMode;
 use crate::dtype::Dtype;
@@ -87,6 +87,9 @@ impl Steps for CudaSteps<'_> {
     fn linear_activate(&self, step: &LinearActivate) -> Result<()> {
         if !self.batch_invariant && decode::linear_activate(self.launcher, step)? {
             return Ok(());
+        }
+        if fused::takes_linear_activate(self.launcher.device, step) {
+            return fused::linear_activate(self.launcher, step);
         }
         step.by_parts(self)
     }

@@ -10,7 +10,9 @@ pub mod dispatch;
 mod driver;
 pub mod expert_mlp;
 mod fatbins;
+#[macro_use]
 pub mod grouped_gemm;
+pub mod fused;
 mod launch;
 pub mod pointers;
 pub mod router;

@@ -1,5 +1,9 @@
 //! Grouped GEMM on CUDA: forward, dgrad, wgrad and the gradient of the bias.
 
+#[macro_use]
+pub mod hopper;
+pub mod tensor_map;
+
 use super::{Launch, Launcher};
 use crate::abi::types::*;
 use crate::check::OutputMode;
@@ -99,9 +103,16 @@ fn names(dtype: Dtype, tf32: bool) -> Names {
 }
 
 pub fn linear(launcher: &Launcher, p: &Linear) -> Result<()> {
+    if hopper::takes_linear(launcher.device, p) {
+        return hopper::linear(launcher, p);
+    }
     let names = names(p.a.dtype, p.tf32);
     let kernel = if p.layout == WeightLayout::OutIn { names.out_in } else { names.in_out };
-    let params = LinearParams {
+    launch_tiles(launcher, kernel, linear_tiles(&p.groups, p.n), &linear_params(launcher, p))
+}
+
+fn linear_params(launcher: &Launcher, p: &Linear) -> LinearParams {
+    LinearParams {
         groups: p.groups,
         a: p.a,
         gather: p.gather.unwrap_or(Gather::ABSENT),
@@ -114,15 +125,23 @@ pub fn linear(launcher: &Launcher, p: &Linear) -> Result<()> {
         alpha: p.alpha as f32,
         beta: p.output.beta as f32,
         report: launcher.report,
-    };
-    launch_tiles(launcher, kernel, linear_tiles(&p.groups, p.n), &params)
+    }
 }
 
 pub fn wgrad(launcher: &Launcher, p: &Wgrad) -> Result<()> {
+    let params = wgrad_params(launcher, p);
+    if hopper::takes_wgrad(launcher.device, &params) {
+        return hopper::wgrad(launcher, params);
+    }
+    let tiles = p.groups.count * blocks(params.rows, TILE_ROWS) * blocks(params.columns, TILE_COLUMNS);
+    launch_tiles(launcher, names(p.dc.dtype, p.tf32).wgrad, tiles, &params)
+}
+
+fn wgrad_params(launcher: &Launcher, p: &Wgrad) -> WgradParams {
     let gather = p.gather.unwrap_or(Gather::ABSENT);
     let out_in = p.layout == WeightLayout::OutIn;
     let (rows, columns) = p.layout.shape(p.n, p.k);
-    let params = WgradParams {
+    WgradParams {
         groups: p.groups,
         left: if out_in { p.dc } else { p.a },
         right: if out_in { p.a } else { p.dc },
@@ -135,9 +154,7 @@ pub fn wgrad(launcher: &Launcher, p: &Wgrad) -> Result<()> {
         alpha: p.alpha as f32,
         beta: p.output.beta as f32,
         report: launcher.report,
-    };
-    let tiles = p.groups.count * blocks(rows, TILE_ROWS) * blocks(columns, TILE_COLUMNS);
-    launch_tiles(launcher, names(p.dc.dtype, p.tf32).wgrad, tiles, &params)
+    }
 }
 
 pub fn bias_grad(launcher: &Launcher, p: &BiasGrad) -> Result<()> {

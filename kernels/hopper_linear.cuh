@@ -1,0 +1,82 @@
+// Rows through each group's weight, on Hopper: C_g[M_g, N] = A_g[M_g, K] * B_g, B_g [N, K] or, across, [K, N].
+#pragma once
+
+#include "hopper_gemm.cuh"
+#include "hopper_store.cuh"
+
+namespace hopper {
+
+template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Linear {
+  using Element = T;
+  static constexpr int COLUMNS = WIDTH;
+  static constexpr bool PINGPONG = TURNS;
+  static constexpr bool A_ACROSS = false;
+  static constexpr bool B_ACROSS = ACROSS;
+  static constexpr bool GATHERS = GATHERED;
+  static constexpr bool LARGEST_FIRST = false;
+  static constexpr bool MASKS = false;
+  // What the epilogue of other outputs takes does not fit the registers beside so many sums: the host knows.
+  static constexpr bool NARROW = WIDTH == 192;
+
+  const HopperLinearParams &p;
+
+  __device__ const Groups &groups() const { return p.linear.groups; }
+  __device__ moe_device_report_t *report() const { return p.linear.report; }
+  __device__ const Gather &gather() const { return p.linear.gather; }
+  __device__ const Matrix &a_matrix() const { return p.linear.a; }
+
+  __device__ int units(const Span &span) const {
+    if (span.rows == 0 || group_data<T>(p.linear.b, span.group) == nullptr) return 0;
+    return units_of(blocks(static_cast<int>(span.rows), TILE_ROWS), tile_columns());
+  }
+
+  __device__ Tile tile(const Work &work, int unit, int rank) const {
+    const Place place = place_of(unit, blocks(work.rows, TILE_ROWS), tile_columns(), rank);
+    const int row = place.row * TILE_ROWS, column = place.column * COLUMNS;
+    const int rows = place.column < tile_columns() ? work.rows - row : 0;
+    return {work.group, work.begin, row, column, rows, static_cast<int>(p.linear.k), place.shared};
+  }
+
+  __device__ Box a(const Tile &tile) const { return {&p.a_map, tile.begin + tile.row, 0, 0}; }
+  __device__ Box b(const Tile &tile, int column) const {
+    const int outer = tile.column + column;
+    if (p.b_maps != nullptr) return {p.b_maps + tile.group, outer, 0, 0};
+    return {&p.b_map, outer, 0, tile.group};
+  }
+
+  __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const {
+    const Matrix &c = p.linear.c, &bias = p.linear.bias;
+    const int size = c.dtype == MOE_DTYPE_FP32 ? 4 : 2;
+    Target to;
+    to.data = c.data + ((tile.begin + tile.row) * c.pitch + tile.column) * size;
+    to.pitch = c.pitch;
+    to.rows = tile.rows;
+    to.columns = static_cast<int>(p.linear.n) - tile.column;
+    to.alpha = p.linear.alpha;
+    to.beta = p.linear.beta;
+    to.narrow = size == 2;
+    to.add = adds(p.linear.mode);
+    to.packed = reinterpret_cast<uint64_t>(to.data) % 16 == 0 && c.pitch * size % 16 == 0;
+    to.bias = bias.data == nullptr
+                  ? nullptr
+                  : bias.data + (tile.group * bias.pitch + tile.column) * (bias.dtype == MOE_DTYPE_FP32 ? 4 : 2);
+    to.bias_dtype = bias.dtype;
+    if constexpr (NARROW) {
+      store_narrow<T, COLUMNS / 2>(to, row, sums, staging);
+    } else {
+      store<T>(to, row, sums, staging);
+    }
+  }
+
+private:
+  __device__ int tile_columns() const { return blocks(static_cast<int>(p.linear.n), COLUMNS); }
+};
+
+}  // namespace hopper
+
+// A kernel for one width of tiles; TURNS: the teams take turns.
+#define HOPPER_LINEAR_KERNEL(NAME, T, WIDTH, TURNS, ACROSS, GATHERED)                                                \
+  extern "C" __global__ void __launch_bounds__(hopper::GEMM_THREADS, 1)                                              \
+      hopper_linear_##NAME(const __grid_constant__ HopperLinearParams p) {                                           \
+    MOE_HOPPER_ONLY(hopper::run(hopper::Linear<T, WIDTH, TURNS, ACROSS, GATHERED>{p}));                              \
+  }

@@ -1,0 +1,37 @@
+// Generated from the Rust sources: do not edit.
+
+#ifndef MOE_PARAMS_FUSED_H
+#define MOE_PARAMS_FUSED_H
+
+#include "types.h"
+
+/// act = weight * act(x W1^T + b1), and h where it is kept (kernels/hopper_glu.cuh).
+struct HopperGluParams {
+  /// Unused where x is gathered.
+  TensorMap a_map;
+  TensorMap gate_map;
+  TensorMap up_map;
+  Groups groups;
+  Matrix a;
+  /// Index data is NULL where rows are taken as they are.
+  Gather gather;
+  Formula formula;
+  int32_t k;
+  /// Where the halves begin in their maps.
+  int32_t gate_outer;
+  int32_t up_outer;
+  /// Where they begin in the bias and in h.
+  int32_t gate_at;
+  int32_t up_at;
+  /// Of the ring of copies.
+  int32_t stages;
+  /// Data is NULL without a bias.
+  Matrix bias;
+  RowWeights row_weights;
+  /// Data is NULL where h is not kept.
+  Matrix h;
+  Matrix act;
+  moe_device_report_t *report;
+};
+
+#endif  // MOE_PARAMS_FUSED_H

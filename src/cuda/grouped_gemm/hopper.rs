@@ -1,0 +1,274 @@
+//! Grouped GEMM by Hopper's wgmma and TMA (kernels/hopper_gemm.cuh): which problems it takes, and its launches.
+
+use std::sync::LazyLock;
+
+use super::tensor_map::{Boxes, TensorMap};
+use super::{LinearParams, WgradParams, linear_params};
+use crate::cuda::device::Device;
+use crate::cuda::fatbins::HOPPER;
+use crate::cuda::launch::{Launch, Launcher};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::groups::{Gather, Groups};
+use crate::ops::grouped_gemm::{Linear, WeightLayout};
+use crate::tensor::Matrix;
+
+/// The kernels of a stem, in the order of SHAPES.
+macro_rules! widths {
+    ($stem:literal) => {
+        [concat!($stem, "_128"), concat!($stem, "_192"), concat!($stem, "_256")]
+    };
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct HopperLinearParams {
+    /// Unused where A is gathered.
+    pub a_map: TensorMap,
+    pub b_map: TensorMap,
+    /// One for each group, in place of `b_map`, where weights are given by pointers.
+    pub b_maps: *const TensorMap,
+    pub linear: LinearParams,
+    /// Of the ring of copies.
+    pub stages: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct HopperWgradParams {
+    /// Unused where `left` is gathered.
+    pub a_map: TensorMap,
+    pub b_map: TensorMap,
+    pub wgrad: WgradParams,
+    /// Of the ring of copies.
+    pub stages: i32,
+    /// `out` is written with rows and columns swapped.
+    pub transposed: bool,
+}
+
+/// As kernels/hopper_gemm.cuh says.
+const MAX_STAGES: i32 = 8;
+const THREADS: u32 = 384;
+const CLUSTER: i64 = 2;
+const TILE_ROWS: i64 = 128;
+/// Bytes that a warp lays 16 rows out in, and of all else that does not depend on the problem.
+const STAGING: i64 = 8 * 2048;
+const BARRIERS: i64 = 16 * MAX_STAGES as i64 + 32;
+/// Bytes of a group in the schedule.
+const WORK: i64 = 16;
+
+/// Tiles that the teams of a block take by turns, or together.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub columns: i64,
+    /// What part of the units' peak the products of such tiles reach.
+    rate: f64,
+    /// Steps of the reduction that a tile's epilogue costs besides.
+    epilogue: f64,
+}
+
+pub const SHAPES: [Shape; 3] = [
+    Shape { columns: 128, rate: 0.87, epilogue: 0.5 },
+    Shape { columns: 192, rate: 1.0, epilogue: 0.0 },
+    Shape { columns: 256, rate: 1.04, epilogue: 3.0 },
+];
+
+/// MOE_TUNE_COLUMNS takes tiles of that width alone: for benches/tune, which measures what SHAPES says.
+static FORCED: LazyLock<Option<i64>> =
+    LazyLock::new(|| std::env::var("MOE_TUNE_COLUMNS").ok().and_then(|columns| columns.parse().ok()));
+
+/// The place in SHAPES of what takes least time for outputs of `columns` and a reduction of about `depth`, where the
+/// epilogue costs so many times that of a plain store.
+pub fn best_shape(columns: i64, depth: i64, epilogue: f64, allowed: impl Fn(&Shape) -> bool) -> usize {
+    let cost = |shape: &Shape| {
+        let tiles = (columns as f64 / shape.columns as f64).ceil();
+        let steps = (depth as f64 / 64.0).ceil();
+        tiles * shape.columns as f64 * (steps + epilogue * shape.epilogue) / shape.rate
+    };
+    let shapes = (0..SHAPES.len()).filter(|&shape| allowed(&SHAPES[shape]));
+    let shapes = shapes.filter(|&shape| FORCED.is_none_or(|columns| SHAPES[shape].columns == columns));
+    shapes.min_by(|&a, &b| cost(&SHAPES[a]).total_cmp(&cost(&SHAPES[b]))).unwrap_or(0)
+}
+
+pub fn is_hopper(device: &Device) -> bool {
+    HOPPER && device.capability == 90
+}
+
+pub fn is_narrow(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::Bf16 | Dtype::Fp16)
+}
+
+/// Sizes that the kernels count in 32 bits.
+pub fn counts_fit(rows_max: i64, groups: i64, rows: i64, columns: i64) -> bool {
+    const LIMIT: i64 = 1 << 31;
+    let tiles = (rows / TILE_ROWS + groups).saturating_mul(columns / 128 + 1);
+    rows_max < LIMIT - 256 && rows < LIMIT - 256 && columns < LIMIT - 256 && tiles < LIMIT
+}
+
+/// The boxes of rows of A: 64 elements of the reduction of 64 rows.
+pub fn row_boxes(a: &Matrix, rows: i64, columns: i64, box_rows: u32, grouped: bool) -> Boxes {
+    let (dtype, data, pitch) = (a.dtype, a.data, a.pitch);
+    Boxes { dtype, data, groups: 1, rows, columns, pitch, group_stride: 0, box_rows, grouped }
+}
+
+fn weight_boxes(p: &Linear, columns: i64) -> Boxes {
+    let (rows, width) = p.layout.shape(p.n, p.k);
+    Boxes {
+        dtype: p.b.dtype,
+        data: p.b.data.wrapping_offset((p.b.offset * 2) as isize),
+        groups: p.groups.count,
+        rows,
+        columns: width,
+        pitch: p.b.pitch,
+        group_stride: p.b.group_stride,
+        box_rows: if p.layout == WeightLayout::OutIn { columns as u32 / 2 } else { 32 },
+        grouped: true,
+    }
+}
+
+/// Whether rows can be fetched 16 bytes at a time, and their places counted so in 32 bits.
+pub fn gathers(source: &Matrix, rows: i64) -> bool {
+    source.data.addr() % 16 == 0 && source.pitch % 8 == 0 && rows.saturating_mul(source.pitch / 8) < 1 << 32
+}
+
+pub fn takes_linear(device: &Device, p: &Linear) -> bool {
+    let rows = match &p.gather {
+        Some(gather) => gathers(&p.a, gather.rows.bound),
+        None => row_boxes(&p.a, p.groups.rows_max, p.k, 64, false).fits(),
+    };
+    is_hopper(device)
+        && is_narrow(p.a.dtype)
+        && p.k < 1 << 30
+        && p.b.pointers.is_null()
+        && counts_fit(p.groups.rows_max, p.groups.count, p.groups.rows_max, p.n)
+        && rows
+        && weight_boxes(p, 128).fits()
+}
+
+pub fn linear(launcher: &Launcher, p: &Linear) -> Result<()> {
+    // kernels/hopper_linear.cuh: NARROW.
+    let narrow = p.c.dtype != Dtype::Fp32 && !p.output.mode.add && p.output.mode.device.is_null();
+    let shape = best_shape(p.n, p.k, 1.0, |shape| narrow || shape.columns != 192);
+    let Shape { columns, .. } = SHAPES[shape];
+    let across = p.layout == WeightLayout::InOut;
+    let mut params = HopperLinearParams {
+        a_map: TensorMap { words: [0; 16] },
+        b_map: weight_boxes(p, columns).map(launcher)?,
+        b_maps: std::ptr::null(),
+        linear: linear_params(launcher, p),
+        stages: 0,
+    };
+    if p.gather.is_none() {
+        params.a_map = row_boxes(&p.a, p.groups.rows_max, p.k, 64, false).map(launcher)?;
+    }
+    const KERNELS: [[[[&str; 3]; 2]; 2]; 2] = linear_kernels();
+    let kernel = KERNELS[usize::from(p.a.dtype == Dtype::Fp16)][usize::from(p.gather.is_some())][usize::from(across)][shape];
+    launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, p.n, columns), |stages| {
+        params.stages = stages;
+        params
+    })
+}
+
+/// By dtype, gathered or not, layout of the weight, and shape.
+const fn linear_kernels() -> [[[[&'static str; 3]; 2]; 2]; 2] {
+    [
+        [
+            [widths!("hopper_linear_out_in_bf16"), widths!("hopper_linear_in_out_bf16")],
+            [widths!("hopper_linear_gathered_out_in_bf16"), widths!("hopper_linear_gathered_in_out_bf16")],
+        ],
+        [
+            [widths!("hopper_linear_out_in_fp16"), widths!("hopper_linear_in_out_fp16")],
+            [widths!("hopper_linear_gathered_out_in_fp16"), widths!("hopper_linear_gathered_in_out_fp16")],
+        ],
+    ]
+}
+
+pub fn takes_wgrad(device: &Device, p: &WgradParams) -> bool {
+    let fits = |matrix: &Matrix, gather: &Gather, columns: i64| match gather.index.data.is_null() {
+        true => row_boxes(matrix, p.groups.rows_max, columns, 64, false).fits(),
+        false => gathers(matrix, gather.rows.bound),
+    };
+    let both = !p.left_gather.index.data.is_null() && !p.right_gather.index.data.is_null();
+    is_hopper(device)
+        && is_narrow(p.left.dtype)
+        && counts_fit(p.groups.rows_max, p.groups.count, p.rows * p.groups.count, p.columns)
+        && !both
+        && fits(&p.left, &p.left_gather, p.rows)
+        && fits(&p.right, &p.right_gather, p.columns)
+}
+
+pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
+    // What is gathered is A; the output is written transposed where that is the right operand.
+    let gathered = !p.left_gather.index.data.is_null();
+    let transposed = !p.right_gather.index.data.is_null();
+    let p = if transposed {
+        WgradParams {
+            left: p.right,
+            right: p.left,
+            left_gather: p.right_gather,
+            right_gather: p.left_gather,
+            rows: p.columns,
+            columns: p.rows,
+            ..p
+        }
+    } else {
+        p
+    };
+    let depth = p.groups.rows_max / p.groups.count;
+    let shape = best_shape(p.columns, depth, 1.0, |_| true);
+    let Shape { columns, .. } = SHAPES[shape];
+    let mut params = HopperWgradParams {
+        a_map: TensorMap { words: [0; 16] },
+        b_map: row_boxes(&p.right, p.groups.rows_max, p.columns, 32, true).map(launcher)?,
+        wgrad: p,
+        stages: 0,
+        transposed,
+    };
+    if !(gathered || transposed) {
+        params.a_map = row_boxes(&p.left, p.groups.rows_max, p.rows, 64, false).map(launcher)?;
+    }
+    const KERNELS: [[[&str; 3]; 2]; 2] = [
+        [widths!("hopper_wgrad_bf16"), widths!("hopper_wgrad_gathered_bf16")],
+        [widths!("hopper_wgrad_fp16"), widths!("hopper_wgrad_gathered_fp16")],
+    ];
+    let kernel = KERNELS[usize::from(p.left.dtype == Dtype::Fp16)][usize::from(gathered || transposed)][shape];
+    let tiles = p.groups.count * ceil(p.rows, TILE_ROWS) * ceil(p.columns, columns);
+    launch(launcher, kernel, p.groups.count, columns, tiles, |stages| {
+        params.stages = stages;
+        params
+    })
+}
+
+/// The most tiles that rows through weights of `n` outputs can make: each group may end within one.
+pub fn tiles_of(groups: &Groups, n: i64, columns: i64) -> i64 {
+    (groups.rows_max / TILE_ROWS + groups.count.min(groups.rows_max)) * ceil(n, columns)
+}
+
+/// Launches clusters for so many tiles at most, with as many stages as there is room for.
+pub fn launch<P: Copy>(
+    launcher: &Launcher,
+    kernel: &'static str,
+    groups: i64,
+    columns: i64,
+    tiles: i64,
+    params: impl FnOnce(i32) -> P,
+) -> Result<()> {
+    let fixed = 1024 + STAGING + BARRIERS + groups * WORK;
+    let stage = (TILE_ROWS + columns) * 128;
+    let stages = ((i64::from(launcher.device.shared_memory) - fixed) / stage).min(MAX_STAGES.into());
+    let shared = (fixed + stages * stage) as u32;
+    let grid = (ceil(tiles, CLUSTER) * CLUSTER).min(i64::from(launcher.device.multiprocessors) / CLUSTER * CLUSTER);
+    let launch = Launch {
+        kernel,
+        grid: [grid as u32, 1, 1],
+        block: THREADS,
+        shared,
+        cluster: CLUSTER as u32,
+        ..Default::default()
+    };
+    launcher.launch(&launch, &params(stages as i32))
+}
+
+fn ceil(length: i64, size: i64) -> i64 {
+    (length + size - 1) / size
+}
