@@ -163,6 +163,17 @@ int cuLaunchKernelEx(const struct config *config, struct kernel *kernel, void **
   return failing("cuLaunchKernelEx");
 }
 
+int cuTensorMapEncodeTiled(uint64_t *map, int dtype, unsigned rank, void *data, const uint64_t *sizes,
+                           const uint64_t *pitches, const unsigned *box, const unsigned *strides, int interleave,
+                           int swizzle, int promotion, int fill) {
+  (void)dtype, (void)sizes, (void)strides, (void)interleave, (void)promotion, (void)fill;
+  note("cuTensorMapEncodeTiled rank=%u data=%p pitch=%llu box=%ux%u swizzle=%d", rank, data,
+       (unsigned long long)pitches[0], box[0], box[1], swizzle);
+  memset(map, 0, 128);
+  map[0] = (uintptr_t)data;
+  return failing("cuTensorMapEncodeTiled");
+}
+
 int cuMemsetD8Async(uintptr_t pointer, unsigned char value, size_t count, handle stream) {
   note("cuMemsetD8Async value=%u count=%zu stream=%p", value, count, stream);
   if (pointer > 1 << 20) memset((void *)pointer, value, count);
