@@ -79,3 +79,19 @@ def forward_limit(shape: Shape, rows_per_expert: list[int], tile: int = 64) -> f
         + stage(2 * padded * d * f, 2 * M * f + w2 + 2 * M * d)
         + 2 * (M + T) * d / BYTE_RATE
     )
+
+
+def train_limit(shape: Shape, rows_per_expert: list[int], tile: int = 64) -> float:
+    """Seconds of forward and backward at best, with gradients of weights in bf16."""
+    M, d, f, T = sum(rows_per_expert), shape.d, shape.f, shape.T
+    used = sum(1 for rows in rows_per_expert if rows)
+    R = sum(-(-rows // tile) * tile for rows in rows_per_expert)
+    w1, w2 = used * 4 * f * d, used * 2 * f * d
+    return (
+        forward_limit(shape, rows_per_expert, tile)
+        + stage(2 * R * d * f, 2 * T * d + w2 + 10 * M * f)  # dact: dy, W2, h -> dh, weighted act
+        + stage(2 * R * d * f, 2 * T * d + 2 * M * f + w2)  # dW2
+        + stage(4 * R * d * f, 4 * M * f + w1 + 2 * M * d)  # rows of dx
+        + stage(4 * R * d * f, 2 * T * d + 4 * M * f + w1)  # dW1
+        + 2 * (M + T) * d / BYTE_RATE
+    )

@@ -1,0 +1,118 @@
+"""Targets `mlp_fwd`, `mlp_train` and `mlp_memory`: the whole expert MLP, given ids and weights, beside plain PyTorch.
+
+SonicMoE needs minutes to compile and is not run here: its published figures stand beside ours, and a row that reaches
+them is left open.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import libmoe
+
+from . import layer, method, peers, record
+from .shapes import SHAPES, Shape, forward_limit, train_limit
+
+# SonicMoE 0.1.2 on an H200 (2026-11-22): TFLOP/s forward, forward and backward, of uniform and skewed routing; peak GB.
+SONIC = {
+    "qwen3-30b": ((659, 646), (585, 487), 1.01), "mixtral": ((640, 635), (605, 605), 1.14),
+    "dsv3-ep8": ((689, 570), (512, 495), 0.49), "olmoe": ((587, 588), (559, 539), 1.14),
+    "sonic-7b": ((486, 412), (374, 412), 0.88),
+}
+NOT_RUN = "SonicMoE was not run beside"
+KINDS = ("uniform", "skewed")
+
+
+def train_calls(made, x):
+    """(forward that keeps h, backward of everything but the ids), and what they hold."""
+    import torch
+
+    shape = made.shape
+    new = lambda *size, dtype=torch.bfloat16: torch.empty(size, device="cuda", dtype=dtype)
+    y, h, dy = new(shape.T, shape.d), new(made.rows_max, 2 * shape.f), new(shape.T, shape.d).normal_()
+    names = ("token_of_row", "slot_of_row", "row_of_slot", "group_offsets")
+    # dh takes the place of h, which nothing reads afterwards.
+    args = dict(dy=dy, x=x, w1=made.w1, w2=made.w2, h=h, dh=h, dx=new(shape.T, shape.d), dw1=torch.empty_like(made.w1),
+                dw2=torch.empty_like(made.w2), weights=made.weights, dweights=new(shape.T, shape.K, dtype=torch.float32),
+                **{name: made.plan[name] for name in names})
+    return made.prepare_forward(x, y, h), made.ctx.prepare("expert_mlp_bwd", made.desc, args), h
+
+
+@functools.lru_cache(maxsize=None)
+def measured(ctx, name: str, kind: str) -> dict:
+    import torch
+
+    shape = SHAPES[name]
+    made = layer.make(ctx, shape, kind)
+    x = torch.empty(shape.T, shape.d, device="cuda", dtype=torch.bfloat16).normal_()
+    forward, backward, h = train_calls(made, x)
+    y = torch.empty_like(x)
+
+    def train():
+        forward()
+        backward()
+
+    timings = method.time_gpu({"forward": [made.prepare_forward(x, y)], "train": [train],
+                               "torch forward": [peers.torch_grouped(made, x)]}, replays=12)
+    rows = made.rows_per_expert
+    flops = {"forward": shape.forward_flops, "train": 3 * shape.forward_flops, "torch forward": shape.forward_flops}
+    result = {key: flops[key] / t.median / 1e12 for key, t in timings.items()}
+    result["forward limit"] = shape.forward_flops / forward_limit(shape, rows) / 1e12
+    result["train limit"] = 3 * shape.forward_flops / train_limit(shape, rows) / 1e12
+    names = ("token_of_row", "slot_of_row", "row_of_slot")
+    result["saved bytes"] = h.numel() * h.element_size() + sum(made.plan[n].numel() * made.plan[n].element_size() for n in names)
+    scratch = max(ctx.query(f"expert_mlp_{way}_workspace_size", made.desc) for way in ("fwd", "bwd"))
+    result["peak bytes"] = result["saved bytes"] + scratch
+    del made, forward, backward, h, x, y
+    torch.cuda.empty_cache()
+    return result
+
+
+class Rate:
+    """A section: TFLOP/s of the forward, or of forward and backward."""
+
+    NEEDS = "gpu"
+    ROWS = [(name, kind) for name in SHAPES for kind in KINDS]
+
+    def __init__(self, key: str, what: str, published: int, share: float):
+        self.KEY, self.what, self.published, self.share = key, what, published, share
+
+    def run(self, ctx) -> tuple[list[dict], dict]:
+        state, rows, detail = method.gpu_state(), [], {}
+        wanted = f">= SonicMoE and >= {self.share:.0%} of the limit"
+        for name, kind in self.ROWS:
+            found = measured(ctx, name, kind)
+            ours, peer, limit = found[self.what], SONIC[name][KINDS.index(kind)][self.published], found[f"{self.what} limit"]
+            reached = ours >= peer and ours >= self.share * limit
+            extra = dict(met=None, reason=NOT_RUN) if reached else dict(met=False)
+            detail[f"{name} {kind}"] = found
+            rows.append(record.row(self.KEY, name, kind, "TFLOP/s", wanted, ours=ours, peer=peer,
+                                   peer_name="SonicMoE 0.1.2, published", ratio=ours / peer, device=state.get("device"),
+                                   of_limit=ours / limit, **extra))
+        return rows, {**state, "TFLOP/s": detail}
+
+
+class Memory:
+    """A section: bytes that are kept for backward, and the most that forward and backward hold at once."""
+
+    KEY = "mlp_memory"
+    NEEDS = "gpu"
+    ROWS = [(name, "uniform") for name in SHAPES]
+
+    def run(self, ctx) -> tuple[list[dict], dict]:
+        state, rows, detail = method.gpu_state(), [], {}
+        for name, kind in self.ROWS:
+            shape: Shape = SHAPES[name]
+            found = measured(ctx, name, kind)
+            saved, allowed = found["saved bytes"], 4 * shape.rows * shape.f + 24 * shape.rows
+            peak, theirs = found["peak bytes"] / 1e9, SONIC[name][2]
+            detail[name] = {"saved bytes": saved, "allowed bytes": allowed, "peak GB": peak}
+            rows.append(record.row(self.KEY, name, kind, "GB at the peak", f"saved <= {allowed} bytes; peak <= {theirs} GB",
+                                   ours=peak, peer=theirs, peer_name="SonicMoE 0.1.2, published", ratio=peak / theirs,
+                                   met=saved <= allowed and peak <= theirs, device=state.get("device"), saved=saved))
+        return rows, {**state, "bytes": detail}
+
+
+mlp_fwd = Rate("mlp_fwd", "forward", 0, 0.85)
+mlp_train = Rate("mlp_train", "train", 1, 0.80)
+mlp_memory = Memory()

@@ -1,0 +1,61 @@
+"""Target `wgrad`: the gradient of weights, into bf16 and accumulated into an fp32 main_grad."""
+
+from __future__ import annotations
+
+import libmoe
+
+from . import method, record
+from .shapes import SHAPES, Shape, routing, stage
+
+KEY = "wgrad"
+ROWS = [(f"{name} {out}", "uniform") for name in SHAPES for out in ("bf16", "fp32 accumulate")]
+NEEDS = "gpu"
+# DeepGEMM's TFLOP/s with fp32 accumulation on an H200 (2026-11-22): it is not run here.
+DEEPGEMM = {"qwen3-30b": 442, "mixtral": 537, "dsv3-ep8": 276}
+
+
+def limit(shape: Shape) -> float:
+    """Seconds at best, into bf16."""
+    n, k = 2 * shape.f, shape.d
+    return stage(2 * shape.rows * n * k, 2 * (shape.rows * (n + k) + shape.E * n * k))
+
+
+def run(ctx) -> tuple[list[dict], dict]:
+    import torch
+
+    state, rows, detail = method.gpu_state(), [], {}
+    device = state.get("device", "")
+    gmm = getattr(torch.nn.functional, "grouped_mm", None) or torch._grouped_mm
+    for name, shape in SHAPES.items():
+        n, k = 2 * shape.f, shape.d
+        ids, _ = routing(shape.T, shape.E, shape.K, "uniform")
+        counts = torch.bincount(ids.flatten().long(), minlength=shape.E)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        ends = offsets[1:].int()
+        x, dy = (torch.empty(shape.rows, c, device="cuda", dtype=torch.bfloat16).normal_() for c in (k, n))
+        dw = torch.empty(shape.E, n, k, device="cuda", dtype=torch.bfloat16)
+        main_grad = torch.zeros(shape.E, n, k, device="cuda")
+        desc = dict(dtype=libmoe.DTYPE_BF16, rows_max=shape.rows, num_groups=shape.E, n=n, k=k)
+        args = dict(dc=dy, a=x, group_offsets=offsets, a_rows=shape.rows)
+        timings = method.time_gpu({
+            "bf16": [ctx.prepare("grouped_gemm_bwd", desc, dict(args, db=dw))],
+            "fp32 accumulate": [ctx.prepare("grouped_gemm_bwd", desc, dict(args, db=main_grad, db_mode="add"))],
+            "torch": [lambda: gmm(dy.t(), x, offs=ends)],
+            "torch, add_": [lambda: main_grad.add_(gmm(dy.t(), x, offs=ends))],
+        }, replays=20)
+        flops = 2 * shape.rows * n * k
+        rate = {variant: flops / t.median / 1e12 for variant, t in timings.items()}
+        rate["limit"] = flops / limit(shape) / 1e12
+        detail[name] = rate
+        ours, wanted = rate["bf16"], ">= 1.10 x torch or >= 0.90 of the limit"
+        rows.append(record.row(KEY, f"{name} bf16", "uniform", "TFLOP/s", wanted, ours=ours, peer=rate["torch"],
+                               peer_name="torch grouped_mm", ratio=ours / rate["torch"],
+                               met=ours >= 1.1 * rate["torch"] or ours >= 0.9 * rate["limit"], device=device))
+        ours, wanted = rate["fp32 accumulate"], ">= 1.3 x DeepGEMM and faster than torch's wgrad followed by add_"
+        deepgemm = DEEPGEMM.get(name, 0) if "H200" in device else 0
+        peer, peer_name = max((rate["torch, add_"], "torch grouped_mm, add_"), (1.3 * deepgemm, "1.3 x DeepGEMM, published"))
+        rows.append(record.row(KEY, f"{name} fp32 accumulate", "uniform", "TFLOP/s", wanted, ours=ours, peer=peer,
+                               peer_name=peer_name, ratio=ours / peer, met=ours >= peer, device=device))
+        del x, dy, dw, main_grad
+        torch.cuda.empty_cache()
+    return rows, {**state, "TFLOP/s": detail}
