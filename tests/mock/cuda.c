@@ -48,7 +48,7 @@ static int failing(const char *call) {
     return 0;                                                                                                          \
   }
 
-enum { INVALID_VALUE = 1, MEMORY_FAULT = 700, MAX_KERNELS = 256 };
+enum { INVALID_VALUE = 1, MEMORY_FAULT = 700, MAX_KERNELS = 1024 };
 
 static struct kernel {
   char name[128];

@@ -20,7 +20,7 @@ LOG = Path(os.environ["MOCK_LOG"])
 
 CONTEXT = {"cuCtxGetCurrent", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"}
 WORK = {"cuLaunchKernelEx", "cuMemsetD8Async", "cuMemsetD32Async", "cuMemcpyDtoDAsync_v2"}
-ALLOWED = CONTEXT | WORK | {"cuOccupancyMaxActiveBlocksPerMultiprocessor"}
+ALLOWED = CONTEXT | WORK | {"cuOccupancyMaxActiveBlocksPerMultiprocessor", "cuTensorMapEncodeTiled"}
 
 
 def driver_calls():
