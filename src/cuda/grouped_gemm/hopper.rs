@@ -73,7 +73,7 @@ pub const SHAPES: [Shape; 3] = [
     Shape { columns: 256, rate: 1.04, epilogue: 3.0 },
 ];
 
-/// MOE_TUNE_COLUMNS takes tiles of that width alone: for benches/tune, which measures what SHAPES says.
+/// MOE_TUNE_COLUMNS takes tiles of that width alone: to measure what SHAPES says.
 static FORCED: LazyLock<Option<i64>> =
     LazyLock::new(|| std::env::var("MOE_TUNE_COLUMNS").ok().and_then(|columns| columns.parse().ok()));
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libmoe
 
-from . import method, record
+from . import gemm, method, record
 from .shapes import SHAPES, Shape, routing, stage
 
 KEY = "wgrad"
@@ -55,7 +55,7 @@ def run(ctx) -> tuple[list[dict], dict]:
         deepgemm = DEEPGEMM.get(name, 0) if "H200" in device else 0
         peer, peer_name = max((rate["torch, add_"], "torch grouped_mm, add_"), (1.3 * deepgemm, "1.3 x DeepGEMM, published"))
         rows.append(record.row(KEY, f"{name} fp32 accumulate", "uniform", "TFLOP/s", wanted, ours=ours, peer=peer,
-                               peer_name=peer_name, ratio=ours / peer, met=ours >= peer, device=device))
+                               peer_name=peer_name, ratio=ours / peer, device=device, **gemm.verdict(ours >= peer)))
         del x, dy, dw, main_grad
         torch.cuda.empty_cache()
     return rows, {**state, "TFLOP/s": detail}
