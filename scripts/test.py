@@ -21,6 +21,7 @@ class Run:
 
     def __init__(self):
         self.passed = self.failed = 0
+        self.broken = []
         self.began = time.monotonic()
 
     def stage(self, name, *commands, **environment):
@@ -32,6 +33,7 @@ class Run:
             # A command that fails before it counts anything is one failure.
             self.failed += failed or int(code != 0)
             if code != 0:
+                self.broken.append(f"{name}: {' '.join(map(str, command))} ended with {code}")
                 return False
         return True
 
@@ -102,7 +104,7 @@ def main():
             print("\n== PyTorch or Transformers could not be installed: their tests are skipped", flush=True)
         device = ["--device", os.environ["DEVICE"]] if os.environ.get("DEVICE") else []
         run.stage("Python", [PYTHON, "-m", "pytest", "-q", "tests/python", *device], LIBMOE=library)
-    print(f"\n== {(time.monotonic() - run.began) / 60:.1f} minutes")
+    print(f"\n== {(time.monotonic() - run.began) / 60:.1f} minutes", *run.broken, sep="\n")
     print(f"{run.passed} passed, {run.failed} failed")
     sys.exit(run.failed != 0)
 

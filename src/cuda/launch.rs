@@ -175,22 +175,6 @@ impl Launcher<'_> {
         unsafe { self.device.driver.memset_8(pointer.addr() as u64, 0, bytes, self.stream.cast()) }
     }
 
-    /// Sets `count` words to `value`.
-    pub fn fill(&self, pointer: *mut u32, value: u32, count: usize) -> Result<()> {
-        if count == 0 {
-            return Ok(());
-        }
-        unsafe { self.device.driver.memset_32(pointer.addr() as u64, value, count, self.stream.cast()) }
-    }
-
-    /// Copies bytes on the device.
-    pub fn copy<T>(&self, to: *mut T, from: *const T, bytes: usize) -> Result<()> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        unsafe { self.device.driver.copy(to.addr() as u64, from.addr() as u64, bytes, self.stream.cast()) }
-    }
-
     /// Waits for the stream and reads a report: for MOE_CHECK=1 alone.
     fn read_report(&self, pointer: CUdeviceptr) -> Result<moe_device_report_t> {
         let mut report = moe_device_report_t::default();

@@ -20,5 +20,5 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Device, Scope};
+pub use device::Device;
 pub use launch::{Launch, Launcher};

@@ -179,14 +179,7 @@ int cuMemsetD8Async(uintptr_t pointer, unsigned char value, size_t count, handle
   if (pointer > 1 << 20) memset((void *)pointer, value, count);
   return failing("cuMemsetD8Async");
 }
-int cuMemsetD32Async(uintptr_t pointer, unsigned value, size_t count, handle stream) {
-  note("cuMemsetD32Async pointer=%#zx value=%u count=%zu stream=%p", (size_t)pointer, value, count, stream);
-  return failing("cuMemsetD32Async");
-}
-int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, handle stream) {
-  note("cuMemcpyDtoDAsync_v2 to=%#zx from=%#zx bytes=%zu stream=%p", (size_t)to, (size_t)from, bytes, stream);
-  return failing("cuMemcpyDtoDAsync_v2");
-}
+
 CALL(cuStreamIsCapturing, (handle stream, int *status), ((void)stream, *status = atoi(setting("MOCK_CAPTURING", "0"))))
 CALL(cuMemAlloc_v2, (uintptr_t * pointer, size_t bytes), *pointer = (uintptr_t)malloc(bytes))
 CALL(cuMemFree_v2, (uintptr_t pointer), free((void *)pointer))

@@ -1,6 +1,7 @@
 """experts_implementation="libmoe" on every family of the installed Transformers, beside the eager implementation in fp64."""
 
 import copy
+import os
 
 import pytest
 
@@ -223,23 +224,28 @@ def test_autocast_and_mixed_dtypes(family):
 
 
 def test_weights_that_are_dtensors(tmp_path):
+    torch.multiprocessing.spawn(_spread, (str(tmp_path / "meeting"), harness.device.name))
+
+
+def _spread(rank, meeting, device):
+    """A process of its own: what torch.distributed leaves behind ends with it."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor, Replicate
 
-    dist.init_process_group("gloo" if harness.on_cpu() else "nccl", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    try:
-        mesh = dist.init_device_mesh(harness.device.name.partition(":")[0], (1,))
-        module, (x, ids, weights) = experts(), routed()
-        expected = _experts.experts_forward(module, x, ids, weights)
-        for name in ("gate_up_proj", "down_proj"):
-            spread = DTensor.from_local(getattr(module, name).detach(), mesh, [Replicate()])
-            setattr(module, name, torch.nn.Parameter(spread))
-        y = _experts.experts_forward(module, x, ids, weights)
-        assert torch.equal(y, expected)
-        y.sum().backward()
-        assert isinstance(module.down_proj.grad, DTensor)
-    finally:
-        dist.destroy_process_group()
+    harness.device.name = device
+    dist.init_process_group("gloo" if harness.on_cpu() else "nccl", init_method=f"file://{meeting}", rank=rank, world_size=1)
+    mesh = dist.init_device_mesh(device.partition(":")[0], (1,))
+    module, (x, ids, weights) = experts(), routed()
+    expected = _experts.experts_forward(module, x, ids, weights)
+    for name in ("gate_up_proj", "down_proj"):
+        spread = DTensor.from_local(getattr(module, name).detach(), mesh, [Replicate()])
+        setattr(module, name, torch.nn.Parameter(spread))
+    y = _experts.experts_forward(module, x, ids, weights)
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    assert isinstance(module.down_proj.grad, DTensor)
+    dist.destroy_process_group()
 
 
 def test_activations_that_are_no_module_s_name():
