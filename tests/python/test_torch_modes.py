@@ -1,7 +1,6 @@
 """The layer under what PyTorch does with modules: compile, CUDA graphs, autocast, checkpointing, FSDP2, threads."""
 
 import copy
-import os
 
 import pytest
 
@@ -9,6 +8,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import harness  # noqa: E402
 import libmoe.torch as moe  # noqa: E402
+import ranks  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 T, D, F, E, K = 32, 16, 8, 4, 2
@@ -151,11 +151,10 @@ def test_cuda_graph(name):
 @pytest.mark.cpu
 def test_fully_sharded(tmp_path):
     """FSDP2 over two processes: the gradients of a step are those of one process on the whole batch."""
-    torch.multiprocessing.spawn(_sharded_step, (str(tmp_path / "meeting"), int(torch.randint(1 << 30, ()))), nprocs=2)
+    ranks.spawn(_sharded_step, 2, str(tmp_path / "meeting"), int(torch.randint(1 << 30, ())))
 
 
 def _sharded_step(rank, meeting, seed):
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch.distributed as dist
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

@@ -1,7 +1,6 @@
 """experts_implementation="libmoe" on every family of the installed Transformers, beside the eager implementation in fp64."""
 
 import copy
-import os
 
 import pytest
 
@@ -10,6 +9,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 import harness  # noqa: E402
 import libmoe.transformers as libmoe_transformers  # noqa: E402
+import ranks  # noqa: E402
 import transformers_families as families  # noqa: E402
 from libmoe.transformers import _experts  # noqa: E402
 from transformers.integrations.moe import grouped_mm_experts_forward  # noqa: E402
@@ -224,12 +224,10 @@ def test_autocast_and_mixed_dtypes(family):
 
 
 def test_weights_that_are_dtensors(tmp_path):
-    torch.multiprocessing.spawn(_spread, (str(tmp_path / "meeting"), harness.device.name))
+    ranks.spawn(_spread, 1, str(tmp_path / "meeting"), harness.device.name)
 
 
 def _spread(rank, meeting, device):
-    """A process of its own: what torch.distributed leaves behind ends with it."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor, Replicate
 

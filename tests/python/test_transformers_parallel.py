@@ -8,6 +8,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
+import ranks  # noqa: E402
+
 pytestmark = pytest.mark.cpu
 
 IDS = torch.arange(24).view(2, 12) % 90 + 3
@@ -35,11 +37,11 @@ def test_two_ranks(tmp_path, rng):
             parameter.normal_(0, 0.2)
     model.save_pretrained(tmp_path / "model")
     torch.save(step(model), tmp_path / "expected.pt")
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    ranks.spawn(_rank, 2, str(tmp_path))
 
 
 def _rank(rank, folder):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", GLOO_SOCKET_IFNAME="lo")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
     import libmoe.transformers
     import torch.distributed as dist
     from transformers.distributed import DistributedConfig
