@@ -98,6 +98,26 @@ EXPERT_MLP_KERNELS(fp32, float)
 EXPERT_MLP_KERNELS(fp16, __half)
 EXPERT_MLP_KERNELS(bf16, __nv_bfloat16)
 
+// sums[r] = start[r] + parts[r, 0] + parts[r, 1] + ..., a thread a row; 0 in gaps.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+    expert_mlp_row_sums(const __grid_constant__ RowSumsParams p) {
+  const Team team(32);
+  GroupScan scan = {};
+  const auto pieces_of = [](const Span &s) { return (s.end - s.begin + 31) / 32; };
+  for (int64_t number = team.first;; number += team.teams) {
+    Span span;
+    int64_t place;
+    if (!scan.find(p.groups, number, p.report, pieces_of, span, place)) return;
+    const int64_t row = span.begin + 32 * place + team.lane;
+    float sum = 0.0f;
+    if (row < span.begin + span.rows) {
+      if (p.start.data != nullptr) sum = load_float(p.start, row);
+      for (int64_t i = 0; i < p.count; ++i) sum += p.parts[row * p.count + i];
+    }
+    if (row < span.end) store_float(p.sums, row, sum);
+  }
+}
+
 // Rows between a group's true rows and the next group become zero, a warp a row. Zero is zero bytes in every dtype.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
     expert_mlp_zero_gaps(const __grid_constant__ ZeroGapsParams p) {

@@ -16,9 +16,14 @@
 //   Box a(const Tile &) const                    where the tile's rows begin, if they are not gathered
 //   Box b(const Tile &, int column) const        where its columns from `column` on, a half or a block of 64, begin
 //   const Gather &gather(), const Matrix &a_matrix()   the index and what it points into, if there is one
+//   PREPARES, void prepare(const Tile &, int row, uint32_t staging) const
+//                                                if so, called before a tile's products: begins to copy what the
+//                                                epilogue of a warp's first rows reads
+//   ROLLED                                       its epilogue is so long that the code for a tile's halves is to be one
+//   STAGING                                      bytes of shared memory of a warp's own, at `staging`
 //   void finish(const Tile &, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const
 //                                                the epilogue of 16 rows of a warp, from the tile's row `row` on, laid
-//                                                out as wgmma leaves them; `staging`: 2 KiB of the warp's own
+//                                                out as wgmma leaves them
 #pragma once
 
 #include "hopper_ptx.cuh"
@@ -40,7 +45,6 @@ constexpr int DEPTH = 64;
 constexpr int TEAM = 128;
 constexpr int GEMM_THREADS = 3 * TEAM;
 constexpr int STAGE_A = TILE_ROWS * LINE;
-constexpr int STAGING = 2048;
 constexpr int MAX_STAGES = 8;
 
 struct Tile {
@@ -76,12 +80,12 @@ template <class Problem> struct Shared {
   int stages;
 
   __device__ uint32_t stage(uint32_t slot) const { return shared_address(memory) + slot * STAGE; }
-  __device__ uint32_t staging(int warp) const { return stage(stages) + warp * STAGING; }
+  __device__ uint32_t staging(int warp) const { return stage(stages) + warp * Problem::STAGING; }
   __device__ uint32_t full(uint32_t slot) const { return staging(8) + 16 * slot; }
   __device__ uint32_t empty(uint32_t slot) const { return full(slot) + 8; }
   // The team may issue its products.
   __device__ uint32_t turn(int team) const { return full(MAX_STAGES) + 8 * team; }
-  __device__ int &count() const { return *reinterpret_cast<int *>(memory + stages * STAGE + 8 * STAGING + 16 * MAX_STAGES + 16); }
+  __device__ int &count() const { return *reinterpret_cast<int *>(memory + stages * STAGE + 8 * Problem::STAGING + 16 * MAX_STAGES + 16); }
   __device__ Work *list() const { return reinterpret_cast<Work *>(&count() + 4); }
 };
 
@@ -364,6 +368,10 @@ __device__ inline void consume(const Problem &problem, const Shared<Problem> &sh
     }
     float sums[HALVES][Problem::COLUMNS / 2] = {};
     const int halves = min(max(tile.halves() - first, 0), HALVES);
+    if constexpr (Problem::PREPARES) {
+      const int warp = threadIdx.x / 32 - 4;
+      if (halves > 0) problem.prepare(tile, first * 64 + warp % 4 * 16, shared.staging(warp));
+    }
     if (PINGPONG) {
       barrier_wait(shared.turn(team), turn);
       turn ^= 1;
@@ -377,10 +385,22 @@ __device__ inline void consume(const Problem &problem, const Shared<Problem> &sh
     }
     const Tile again = tiles.tile_again();
     const int warp = threadIdx.x / 32 - 4;
+    if constexpr (Problem::ROLLED) {
+      static_assert(HALVES == 2);
+      wgmma_settle(sums[0]);
+      wgmma_settle(sums[1]);
+#pragma unroll 1
+      for (int half = 0; half < halves; ++half) {
+        problem.finish(again, half * 64 + warp % 4 * 16, sums[0], shared.staging(warp));
 #pragma unroll
-    for (int half = 0; half < HALVES; ++half) {
-      wgmma_settle(sums[half]);
-      if (half < halves) problem.finish(again, (first + half) * 64 + warp % 4 * 16, sums[half], shared.staging(warp));
+        for (int i = 0; i < Problem::COLUMNS / 2; ++i) sums[0][i] = sums[1][i];
+      }
+    } else {
+#pragma unroll
+      for (int half = 0; half < HALVES; ++half) {
+        wgmma_settle(sums[half]);
+        if (half < halves) problem.finish(again, (first + half) * 64 + warp % 4 * 16, sums[half], shared.staging(warp));
+      }
     }
   }
 }

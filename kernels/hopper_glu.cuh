@@ -4,22 +4,14 @@
 #pragma once
 
 #include "activation.cuh"
-#include "hopper_gemm.cuh"
-#include "hopper_store.cuh"
+#include "hopper_rows.cuh"
 #include "params/fused.h"
 #include "rows.cuh"
 
 namespace hopper {
 
-template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Glu {
-  using Element = T;
+template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Glu : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
   static constexpr int COLUMNS = WIDTH;
-  static constexpr bool PINGPONG = TURNS;
-  static constexpr bool A_ACROSS = false;
-  static constexpr bool B_ACROSS = ACROSS;
-  static constexpr bool GATHERS = GATHERED;
-  static constexpr bool LARGEST_FIRST = false;
-  static constexpr bool MASKS = false;
   // Columns of act, and a thread's elements of them in 16 rows.
   static constexpr int OUT = WIDTH / 2;
   static constexpr int HALF = WIDTH / 4;
@@ -35,15 +27,12 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Glu
   __device__ const Gather &gather() const { return p.gather; }
   __device__ const Matrix &a_matrix() const { return p.a; }
 
-  __device__ int units(const Span &span) const {
-    return span.rows == 0 ? 0 : units_of(blocks(static_cast<int>(span.rows), TILE_ROWS), tile_columns());
-  }
+  __device__ explicit Glu(const HopperGluParams &p) : p(p) {}
+
+  __device__ int units(const Span &span) const { return this->units_of_rows(span, p.formula.ffn, OUT); }
 
   __device__ Tile tile(const Work &work, int unit, int rank) const {
-    const Place place = place_of(unit, blocks(work.rows, TILE_ROWS), tile_columns(), rank);
-    const int row = place.row * TILE_ROWS, column = place.column * OUT;
-    const int rows = place.column < tile_columns() ? work.rows - row : 0;
-    return {work.group, work.begin, row, column, rows, p.k, place.shared};
+    return this->tile_of_rows(work, unit, rank, p.formula.ffn, OUT, p.k);
   }
 
   __device__ Box a(const Tile &tile) const { return {&p.a_map, tile.begin + tile.row, 0, 0}; }
@@ -59,9 +48,9 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Glu
       add_bias(sums + HALF, tile, p.up_at, columns, lane);
     }
     if (p.h.data != nullptr) {
-      store_narrow<T, HALF>(target(p.h, tile, p.gate_at, columns), row, sums, staging);
+      store_narrow<T, HALF>(this->plain_target(p.h, tile, p.gate_at, columns), row, sums, staging);
       part(row, staging);
-      store_narrow<T, HALF>(target(p.h, tile, p.up_at, columns), row, sums + HALF, staging);
+      store_narrow<T, HALF>(this->plain_target(p.h, tile, p.up_at, columns), row, sums + HALF, staging);
     }
     part(row, staging);
     float weights[2] = {1.0f, 1.0f};
@@ -81,24 +70,10 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Glu
 #pragma unroll
       for (int e = 0; e < AT_ONCE; ++e) sums[i + e] = act[e] * weights[e / 2 % 2];
     }
-    store_narrow<T, HALF>(target(p.act, tile, 0, columns), row, sums, staging);
+    store_narrow<T, HALF>(this->plain_target(p.act, tile, 0, columns), row, sums, staging);
   }
 
 private:
-  __device__ int tile_columns() const { return blocks(p.formula.ffn, OUT); }
-
-  // The tile's columns of a half that begins at column `at` of `matrix`.
-  __device__ Target target(const Matrix &matrix, const Tile &tile, int at, int columns) const {
-    Target to = {};
-    to.data = matrix.data + ((tile.begin + tile.row) * matrix.pitch + at + tile.column) * int64_t(sizeof(T));
-    to.pitch = matrix.pitch;
-    to.rows = tile.rows;
-    to.columns = columns;
-    to.alpha = 1.0f;
-    to.packed = true;
-    return to;
-  }
-
   __device__ void add_bias(float *sums, const Tile &tile, int at, int columns, int lane) const {
     const int64_t first = tile.group * p.bias.pitch + at + tile.column;
 #pragma unroll
@@ -114,5 +89,5 @@ private:
 #define HOPPER_GLU_KERNEL(NAME, T, WIDTH, TURNS, ACROSS, GATHERED)                                                   \
   extern "C" __global__ void __launch_bounds__(hopper::GEMM_THREADS, 1)                                              \
       hopper_glu_##NAME(const __grid_constant__ HopperGluParams p) {                                                 \
-    MOE_HOPPER_ONLY(hopper::run(hopper::Glu<T, WIDTH, TURNS, ACROSS, GATHERED>{p}));                                 \
+    MOE_HOPPER_ONLY(hopper::run(hopper::Glu<T, WIDTH, TURNS, ACROSS, GATHERED>(p)));                                 \
   }

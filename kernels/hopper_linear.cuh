@@ -1,20 +1,12 @@
 // Rows through each group's weight, on Hopper: C_g[M_g, N] = A_g[M_g, K] * B_g, B_g [N, K] or, across, [K, N].
 #pragma once
 
-#include "hopper_gemm.cuh"
-#include "hopper_store.cuh"
+#include "hopper_rows.cuh"
 
 namespace hopper {
 
-template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Linear {
-  using Element = T;
+template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Linear : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
   static constexpr int COLUMNS = WIDTH;
-  static constexpr bool PINGPONG = TURNS;
-  static constexpr bool A_ACROSS = false;
-  static constexpr bool B_ACROSS = ACROSS;
-  static constexpr bool GATHERS = GATHERED;
-  static constexpr bool LARGEST_FIRST = false;
-  static constexpr bool MASKS = false;
   // What the epilogue of other outputs takes does not fit the registers beside so many sums: the host knows.
   static constexpr bool NARROW = WIDTH == 192;
 
@@ -25,16 +17,15 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Lin
   __device__ const Gather &gather() const { return p.linear.gather; }
   __device__ const Matrix &a_matrix() const { return p.linear.a; }
 
+  __device__ explicit Linear(const HopperLinearParams &p) : p(p) {}
+
   __device__ int units(const Span &span) const {
-    if (span.rows == 0 || group_data<T>(p.linear.b, span.group) == nullptr) return 0;
-    return units_of(blocks(static_cast<int>(span.rows), TILE_ROWS), tile_columns());
+    if (group_data<T>(p.linear.b, span.group) == nullptr) return 0;
+    return this->units_of_rows(span, static_cast<int>(p.linear.n), COLUMNS);
   }
 
   __device__ Tile tile(const Work &work, int unit, int rank) const {
-    const Place place = place_of(unit, blocks(work.rows, TILE_ROWS), tile_columns(), rank);
-    const int row = place.row * TILE_ROWS, column = place.column * COLUMNS;
-    const int rows = place.column < tile_columns() ? work.rows - row : 0;
-    return {work.group, work.begin, row, column, rows, static_cast<int>(p.linear.k), place.shared};
+    return this->tile_of_rows(work, unit, rank, static_cast<int>(p.linear.n), COLUMNS, static_cast<int>(p.linear.k));
   }
 
   __device__ Box a(const Tile &tile) const { return {&p.a_map, tile.begin + tile.row, 0, 0}; }
@@ -67,9 +58,6 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Lin
       store<T>(to, row, sums, staging);
     }
   }
-
-private:
-  __device__ int tile_columns() const { return blocks(static_cast<int>(p.linear.n), COLUMNS); }
 };
 
 }  // namespace hopper
@@ -78,5 +66,5 @@ private:
 #define HOPPER_LINEAR_KERNEL(NAME, T, WIDTH, TURNS, ACROSS, GATHERED)                                                \
   extern "C" __global__ void __launch_bounds__(hopper::GEMM_THREADS, 1)                                              \
       hopper_linear_##NAME(const __grid_constant__ HopperLinearParams p) {                                           \
-    MOE_HOPPER_ONLY(hopper::run(hopper::Linear<T, WIDTH, TURNS, ACROSS, GATHERED>{p}));                              \
+    MOE_HOPPER_ONLY(hopper::run(hopper::Linear<T, WIDTH, TURNS, ACROSS, GATHERED>(p)));                              \
   }

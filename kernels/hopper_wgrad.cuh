@@ -15,6 +15,9 @@ template <class T, int WIDTH, bool TURNS, bool GATHERED> struct Wgrad {
   static constexpr bool GATHERS = GATHERED;
   static constexpr bool LARGEST_FIRST = true;
   static constexpr bool MASKS = true;
+  static constexpr bool PREPARES = false;
+  static constexpr bool ROLLED = false;
+  static constexpr int STAGING = 2048;
 
   const HopperWgradParams &p;
 

@@ -5,6 +5,8 @@
 
 // Every exported function has the contract of the header: see docs/conventions.md.
 #![allow(clippy::missing_safety_doc)]
+// The CPU backend alone has no use for some of the ground.
+#![cfg_attr(not(feature = "cuda"), allow(unused))]
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("libmoe turns panics into statuses: build it with panic = \"unwind\"");

@@ -37,6 +37,18 @@ struct RowDotsParams {
   moe_device_report_t *report;
 };
 
+/// sums[r] = start[r] + parts[r, 0] + parts[r, 1] + ..., for each true row; 0 in gaps.
+struct RowSumsParams {
+  Groups groups;
+  /// [R, count].
+  const float *parts;
+  int64_t count;
+  /// Data is NULL where sums begin at 0; may be `sums`.
+  Matrix start;
+  Matrix sums;
+  moe_device_report_t *report;
+};
+
 struct ZeroGapsParams {
   Groups groups;
   uint8_t *data;

@@ -34,4 +34,33 @@ struct HopperGluParams {
   moe_device_report_t *report;
 };
 
+/// Back through fc2 and the activation (kernels/hopper_glu_bwd.cuh).
+struct HopperGluBwdParams {
+  /// Unused where dy is gathered.
+  TensorMap a_map;
+  /// Of W2.
+  TensorMap b_map;
+  Groups groups;
+  Matrix a;
+  /// Index data is NULL where rows are taken as they are.
+  Gather gather;
+  Formula formula;
+  /// d.
+  int32_t k;
+  /// Where the halves begin in h and in dh.
+  int32_t gate_at;
+  int32_t up_at;
+  /// Of the ring of copies.
+  int32_t stages;
+  RowWeights row_weights;
+  Matrix h;
+  Matrix dh;
+  /// Data is NULL where it is not wanted.
+  Matrix weighted_act;
+  /// [R, dots_of_row]: <dact, act> by parts; NULL where it is not wanted.
+  float *dots;
+  int64_t dots_of_row;
+  moe_device_report_t *report;
+};
+
 #endif  // MOE_PARAMS_FUSED_H

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::groups::{Gather, Groups, RowWeights};
 use crate::ops::activation::{Backward, Forward};
 use crate::ops::dispatch::{CombineFwd, DispatchBwd};
-use crate::ops::expert_mlp::{LinearActivate, PresentSizes, RowDots, ScaleRows, Steps, ZeroGaps};
+use crate::ops::expert_mlp::{LinearActivate, LinearActivateBackward, OVERWRITE, PresentSizes, RowDots, ScaleRows, Steps, ZeroGaps};
 use crate::ops::grouped_gemm::{BiasGrad, Linear, Wgrad};
 use crate::tensor::Matrix;
 
@@ -46,6 +46,20 @@ pub struct RowDotsParams {
     pub packed: bool,
     /// Threads a row: 32 or ROW_THREADS.
     pub team: i32,
+    pub report: *mut moe_device_report_t,
+}
+
+/// sums[r] = start[r] + parts[r, 0] + parts[r, 1] + ..., for each true row; 0 in gaps.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RowSumsParams {
+    pub groups: Groups,
+    /// [R, count].
+    pub parts: *const f32,
+    pub count: i64,
+    /// Data is NULL where sums begin at 0; may be `sums`.
+    pub start: Matrix,
+    pub sums: Matrix,
     pub report: *mut moe_device_report_t,
 }
 
@@ -92,6 +106,26 @@ impl Steps for CudaSteps<'_> {
             return fused::linear_activate(self.launcher, step);
         }
         step.by_parts(self)
+    }
+
+    fn linear_activate_backward(&self, step: &LinearActivateBackward) -> Result<()> {
+        if !fused::takes_linear_activate_backward(self.launcher.device, step) {
+            return step.by_parts(self);
+        }
+        fused::linear_activate_backward(self.launcher, step)?;
+        if let Some(sums) = step.dots {
+            let start = step.dots_of_bias(self)?.unwrap_or(Matrix::ABSENT);
+            self.row_sums(step.groups, step.dot_parts, step.shape.dot_parts(), start, sums)?;
+        }
+        if step.groups.sizes.is_null() {
+            return Ok(());
+        }
+        let (groups, activation) = (step.groups, &step.shape.activation);
+        let written = [(Some(step.dh), activation.hidden()), (step.weighted_act, activation.ffn)];
+        written.into_iter().try_for_each(|(matrix, columns)| match matrix {
+            Some(matrix) => self.zero_gaps(&ZeroGaps { groups, columns, matrix, mode: OVERWRITE }),
+            None => Ok(()),
+        })
     }
 
     fn linear_behind_activation(&self, step: &Linear) -> Result<()> {
@@ -187,6 +221,14 @@ impl Steps for CudaSteps<'_> {
 }
 
 impl CudaSteps<'_> {
+    fn row_sums(&self, groups: Groups, parts: *const f32, count: i64, start: Matrix, sums: Matrix) -> Result<()> {
+        let params = RowSumsParams { groups, parts, count, start, sums, report: self.launcher.report };
+        // A thread a row, a warp 32 rows of one group.
+        let warps = groups.rows_max / 32 + groups.count.min(groups.rows_max);
+        let grid = row_grid(self.launcher.device, warps, 32);
+        self.launcher.launch(&Launch { kernel: "expert_mlp_row_sums", grid, block: ROW_THREADS, ..Default::default() }, &params)
+    }
+
     /// One launch of the kernel for `dtype`, of fp32, fp16 and bf16.
     fn launch_rows<P: Copy>(
         &self,

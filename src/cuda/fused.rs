@@ -1,14 +1,17 @@
 //! Stages of the expert MLP in one Hopper kernel each: a grouped GEMM and what its epilogue does with the activation.
 
 use super::activation::Formula;
-use super::grouped_gemm::hopper::{SHAPES, Shape, best_shape, counts_fit, gathers, is_hopper, is_narrow, launch, row_boxes, tiles_of};
+use super::grouped_gemm::hopper::{
+    SHAPES, STAGING, best_shape, counts_fit, gathers, is_hopper, is_narrow, launch, row_boxes, tiles_of, weight_boxes,
+};
 use super::grouped_gemm::tensor_map::{Boxes, TensorMap};
 use super::{Device, Launcher};
 use crate::abi::types::moe_device_report_t;
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::groups::{Gather, Groups, RowWeights};
-use crate::ops::expert_mlp::LinearActivate;
+use crate::ops::activation::Activation;
+use crate::ops::expert_mlp::{DOT_COLUMNS, LinearActivate, LinearActivateBackward, Shape};
 use crate::ops::grouped_gemm::WeightLayout;
 use crate::tensor::{Grouped, Matrix};
 
@@ -43,20 +46,74 @@ pub struct HopperGluParams {
     pub report: *mut moe_device_report_t,
 }
 
+/// Back through fc2 and the activation (kernels/hopper_glu_bwd.cuh).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct HopperGluBwdParams {
+    /// Unused where dy is gathered.
+    pub a_map: TensorMap,
+    /// Of W2.
+    pub b_map: TensorMap,
+    pub groups: Groups,
+    pub a: Matrix,
+    /// Index data is NULL where rows are taken as they are.
+    pub gather: Gather,
+    pub formula: Formula,
+    /// d.
+    pub k: i32,
+    /// Where the halves begin in h and in dh.
+    pub gate_at: i32,
+    pub up_at: i32,
+    /// Of the ring of copies.
+    pub stages: i32,
+    pub row_weights: RowWeights,
+    pub h: Matrix,
+    pub dh: Matrix,
+    /// Data is NULL where it is not wanted.
+    pub weighted_act: Matrix,
+    /// [R, dots_of_row]: <dact, act> by parts; NULL where it is not wanted.
+    pub dots: *mut f32,
+    pub dots_of_row: i64,
+    pub report: *mut moe_device_report_t,
+}
+
+/// Columns of act that a tile of the backward has, and bytes in which each warp lays out what it reads of h.
+const BWD_COLUMNS: i64 = DOT_COLUMNS;
+const BWD_STAGING: i64 = 8192;
+
 /// One half of W1 [E, 2f or f, d], or all of it.
-fn weight_boxes(p: &LinearActivate, weight: &Grouped, rows: i64, columns: i64) -> Boxes {
-    let layout = p.shape.w1_layout;
-    let (rows, width) = layout.shape(rows, p.shape.hidden);
-    Boxes {
-        dtype: weight.dtype,
-        data: weight.data.wrapping_offset((weight.offset * 2) as isize),
-        groups: p.groups.count,
-        rows,
-        columns: width,
-        pitch: weight.pitch,
-        group_stride: weight.group_stride,
-        box_rows: if layout == WeightLayout::OutIn { columns as u32 / 2 } else { 32 },
-        grouped: true,
+fn w1_boxes(p: &LinearActivate, weight: &Grouped, outputs: i64, columns: i64) -> Boxes {
+    weight_boxes(weight, p.groups.count, p.shape.w1_layout, outputs, p.shape.hidden, columns)
+}
+
+fn w2_boxes(p: &LinearActivateBackward) -> Boxes {
+    let Shape { w2_layout, hidden, .. } = &p.shape;
+    weight_boxes(&p.w2, p.groups.count, w2_layout.transposed(), p.shape.activation.ffn, *hidden, BWD_COLUMNS)
+}
+
+/// Where the gate's and up's columns of h begin.
+fn halves_at(activation: &Activation) -> (i32, i32) {
+    let ffn = activation.ffn as i32;
+    match (activation.gated, activation.up_first) {
+        (false, _) => (0, 0),
+        (true, false) => (0, ffn),
+        (true, true) => (ffn, 0),
+    }
+}
+
+/// The map of the rows that are multiplied; none where an index names them.
+fn row_map(launcher: &Launcher, matrix: &Matrix, gather: &Option<Gather>, rows: i64, columns: i64) -> Result<TensorMap> {
+    match gather {
+        None => row_boxes(matrix, rows, columns, 64, false).map(launcher),
+        Some(_) => Ok(TensorMap { words: [0; 16] }),
+    }
+}
+
+/// Whether rows of `columns` can be copied, by their map or by an index.
+fn rows_fit(matrix: &Matrix, gather: &Option<Gather>, rows: i64, columns: i64) -> bool {
+    match gather {
+        Some(gather) => gathers(matrix, gather.rows.bound),
+        None => row_boxes(matrix, rows, columns, 64, false).fits(),
     }
 }
 
@@ -64,17 +121,13 @@ fn aligned(matrix: &Matrix) -> bool {
     matrix.data.addr() % 16 == 0 && matrix.pitch % 8 == 0
 }
 
-/// Whether halves of so many columns can be written 16 bytes at a time.
-fn halves_are_aligned(p: &LinearActivate) -> bool {
-    p.shape.activation.ffn % 8 == 0 && aligned(&p.act) && p.h.as_ref().is_none_or(aligned)
+/// Whether halves of so many columns can be read and written 16 bytes at a time.
+fn halves_are_aligned<const N: usize>(activation: &Activation, matrices: [Option<&Matrix>; N]) -> bool {
+    activation.ffn % 8 == 0 && matrices.into_iter().flatten().all(aligned)
 }
 
 pub fn takes_linear_activate(device: &Device, p: &LinearActivate) -> bool {
     let activation = &p.shape.activation;
-    let rows = match &p.input.gather {
-        Some(gather) => gathers(&p.input.x, gather.rows.bound),
-        None => row_boxes(&p.input.x, p.groups.rows_max, p.shape.hidden, 64, false).fits(),
-    };
     let outputs = if p.fc1.up.is_some() { activation.ffn } else { 2 * activation.ffn };
     is_hopper(device)
         && is_narrow(p.shape.dtype)
@@ -82,12 +135,12 @@ pub fn takes_linear_activate(device: &Device, p: &LinearActivate) -> bool {
         && activation.block == activation.ffn
         && p.shape.hidden < 1 << 30
         && counts_fit(p.groups.rows_max, p.groups.count, p.groups.rows_max, 2 * activation.ffn)
-        && rows
-        && halves_are_aligned(p)
+        && rows_fit(&p.input.x, &p.input.gather, p.groups.rows_max, p.shape.hidden)
+        && halves_are_aligned(activation, [Some(&p.act), p.h.as_ref()])
         && [Some(p.fc1.w1), p.fc1.up]
             .iter()
             .flatten()
-            .all(|weight| weight.pointers.is_null() && weight_boxes(p, weight, outputs, 128).fits())
+            .all(|weight| weight.pointers.is_null() && w1_boxes(p, weight, outputs, 128).fits())
 }
 
 pub fn linear_activate(launcher: &Launcher, p: &LinearActivate) -> Result<()> {
@@ -98,26 +151,22 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate) -> Result<()> {
     let shape = best_shape(2 * ffn, p.shape.hidden, 2.0, |shape| {
         shape.columns != 192 || out_in && p.fc1.bias.is_none()
     });
-    let Shape { columns, .. } = SHAPES[shape];
+    let columns = SHAPES[shape].columns;
     let outputs = if split { ffn } else { 2 * ffn };
-    let gate_map = weight_boxes(p, &p.fc1.w1, outputs, columns).map(launcher)?;
+    let gate_map = w1_boxes(p, &p.fc1.w1, outputs, columns).map(launcher)?;
     let up_map = match &p.fc1.up {
-        Some(up) => weight_boxes(p, up, outputs, columns).map(launcher)?,
+        Some(up) => w1_boxes(p, up, outputs, columns).map(launcher)?,
         None => gate_map,
     };
-    let (gate_at, up_at) = if activation.up_first { (ffn as i32, 0) } else { (0, ffn as i32) };
-    let gather = p.input.gather.unwrap_or(Gather::ABSENT);
-    let a_map = match p.input.gather {
-        None => row_boxes(&p.input.x, p.groups.rows_max, p.shape.hidden, 64, false).map(launcher)?,
-        Some(_) => TensorMap { words: [0; 16] },
-    };
+    let (gate_at, up_at) = halves_at(activation);
+    let a_map = row_map(launcher, &p.input.x, &p.input.gather, p.groups.rows_max, p.shape.hidden)?;
     let params = |stages| HopperGluParams {
         a_map,
         gate_map,
         up_map,
         groups: p.groups,
         a: p.input.x,
-        gather,
+        gather: p.input.gather.unwrap_or(Gather::ABSENT),
         formula: Formula::new(activation),
         k: p.shape.hidden as i32,
         gate_outer: if split { 0 } else { gate_at },
@@ -143,5 +192,60 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate) -> Result<()> {
     ];
     let of_dtype = &KERNELS[usize::from(p.shape.dtype == Dtype::Fp16)];
     let kernel = of_dtype[usize::from(p.input.gather.is_some())][usize::from(!out_in)][shape];
-    launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, 2 * ffn, columns), params)
+    launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, 2 * ffn, columns), STAGING, params)
+}
+
+pub fn takes_linear_activate_backward(device: &Device, p: &LinearActivateBackward) -> bool {
+    let activation = &p.shape.activation;
+    is_hopper(device)
+        && is_narrow(p.shape.dtype)
+        && (!activation.gated || activation.block == activation.ffn)
+        && p.shape.hidden < 1 << 30
+        && counts_fit(p.groups.rows_max, p.groups.count, p.groups.rows_max, activation.ffn)
+        && rows_fit(&p.dy, &p.gather, p.groups.rows_max, p.shape.hidden)
+        && halves_are_aligned(activation, [Some(&p.h), Some(&p.dh), p.weighted_act.as_ref()])
+        && p.w2.pointers.is_null()
+        && w2_boxes(p).fits()
+}
+
+/// All but what belongs to gaps, and the sums of the dots' parts.
+pub fn linear_activate_backward(launcher: &Launcher, p: &LinearActivateBackward) -> Result<()> {
+    let activation = &p.shape.activation;
+    let (gate_at, up_at) = halves_at(activation);
+    let a_map = row_map(launcher, &p.dy, &p.gather, p.groups.rows_max, p.shape.hidden)?;
+    let b_map = w2_boxes(p).map(launcher)?;
+    let params = |stages| HopperGluBwdParams {
+        a_map,
+        b_map,
+        groups: p.groups,
+        a: p.dy,
+        gather: p.gather.unwrap_or(Gather::ABSENT),
+        formula: Formula::new(activation),
+        k: p.shape.hidden as i32,
+        gate_at,
+        up_at,
+        stages,
+        row_weights: p.weights,
+        h: p.h,
+        dh: p.dh,
+        weighted_act: p.weighted_act.unwrap_or(Matrix::ABSENT),
+        dots: if p.dots.is_some() { p.dot_parts } else { std::ptr::null_mut() },
+        dots_of_row: p.shape.dot_parts(),
+        report: launcher.report,
+    };
+    const KERNELS: [[[&str; 2]; 2]; 2] = [
+        [
+            ["hopper_glu_bwd_out_in_bf16", "hopper_glu_bwd_in_out_bf16"],
+            ["hopper_glu_bwd_gathered_out_in_bf16", "hopper_glu_bwd_gathered_in_out_bf16"],
+        ],
+        [
+            ["hopper_glu_bwd_out_in_fp16", "hopper_glu_bwd_in_out_fp16"],
+            ["hopper_glu_bwd_gathered_out_in_fp16", "hopper_glu_bwd_gathered_in_out_fp16"],
+        ],
+    ];
+    let across = p.shape.w2_layout.transposed() == WeightLayout::InOut;
+    let of_dtype = &KERNELS[usize::from(p.shape.dtype == Dtype::Fp16)];
+    let kernel = of_dtype[usize::from(p.gather.is_some())][usize::from(across)];
+    let tiles = tiles_of(&p.groups, activation.ffn, BWD_COLUMNS);
+    launch(launcher, kernel, p.groups.count, BWD_COLUMNS, tiles, BWD_STAGING, params)
 }

@@ -39,10 +39,12 @@ def test_expert_mlp(gpu, cpu, rng, dtype, kind):
         theirs = layer.on(cpu, "cpu")
         for name, ref in wanted.items():
             ref = torch.zeros_like(ours[name]) if ref is None else ref
+            # The errors of a few numbers do not average out.
+            limit = (2 if ref.numel() >= 64 else 8) * reference.TOLERANCE[dtype]
             off = reference.error(ours[name], ref)
-            assert off < 2 * reference.TOLERANCE[dtype], (shape, name, off)
+            assert off < limit, (shape, name, off)
             apart = reference.error(ours[name].cpu(), theirs[name])
-            assert apart < 2 * reference.TOLERANCE[dtype], (shape, name, apart)
+            assert apart < limit, (shape, name, apart)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -189,8 +189,8 @@ class Problem:
             at_x, at_y = r if c.input_rows else t, r if c.output_rows else t
             w = self.weight(r, s)
             before, after = (w, 1.0) if at_input else (1.0, w)
-            x = before * self.x[at_x]
-            # As it is kept: rounding can move it across a kink.
+            # As they are kept: rounding can move h across a kink.
+            x = rounded(before * self.x[at_x], c.dtype)
             h = rounded(self.w1[e] @ x + self.b1[e], c.dtype)
             act = self.act(h)
             out = self.w2[e] @ act + self.b2[e]
@@ -291,7 +291,8 @@ class Run:
     def close(self, out, reference, what, *others):
         dtype, reference = self.tolerance(*others), np.asarray(reference)
         if np.linalg.norm(reference) >= 1:
-            return assert_close(out, reference, dtype, what, 4.0)
+            # The errors of a few elements do not average out.
+            return assert_close(out, reference, dtype, what, 4.0 if reference.size >= 256 else 10.0)
         # So little is left of sums of numbers around 1 only where they cancel.
         error = np.linalg.norm(host(out) - reference)
         assert error <= 4 * TOLERANCES[dtype], f"{what}: absolute error {error:.3g} for {dtype}"

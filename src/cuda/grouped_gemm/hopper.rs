@@ -11,7 +11,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::groups::{Gather, Groups};
 use crate::ops::grouped_gemm::{Linear, WeightLayout};
-use crate::tensor::Matrix;
+use crate::tensor::{Grouped, Matrix};
 
 /// The kernels of a stem, in the order of SHAPES.
 macro_rules! widths {
@@ -51,8 +51,10 @@ const MAX_STAGES: i32 = 8;
 const THREADS: u32 = 384;
 const CLUSTER: i64 = 2;
 const TILE_ROWS: i64 = 128;
-/// Bytes that a warp lays 16 rows out in, and of all else that does not depend on the problem.
-const STAGING: i64 = 8 * 2048;
+/// Warps that have an epilogue, and bytes in which each of them lays 16 rows out.
+const WARPS: i64 = 8;
+pub(crate) const STAGING: i64 = 2048;
+/// Bytes of all else that does not depend on the problem.
 const BARRIERS: i64 = 16 * MAX_STAGES as i64 + 32;
 /// Bytes of a group in the schedule.
 const WORK: i64 = 16;
@@ -111,19 +113,24 @@ pub fn row_boxes(a: &Matrix, rows: i64, columns: i64, box_rows: u32, grouped: bo
     Boxes { dtype, data, groups: 1, rows, columns, pitch, group_stride: 0, box_rows, grouped }
 }
 
-fn weight_boxes(p: &Linear, columns: i64) -> Boxes {
-    let (rows, width) = p.layout.shape(p.n, p.k);
+/// The boxes of a weight [E, n, k] in its layout, for tiles of `columns`.
+pub fn weight_boxes(weight: &Grouped, groups: i64, layout: WeightLayout, n: i64, k: i64, columns: i64) -> Boxes {
+    let (rows, width) = layout.shape(n, k);
     Boxes {
-        dtype: p.b.dtype,
-        data: p.b.data.wrapping_offset((p.b.offset * 2) as isize),
-        groups: p.groups.count,
+        dtype: weight.dtype,
+        data: weight.data.wrapping_offset((weight.offset * 2) as isize),
+        groups,
         rows,
         columns: width,
-        pitch: p.b.pitch,
-        group_stride: p.b.group_stride,
-        box_rows: if p.layout == WeightLayout::OutIn { columns as u32 / 2 } else { 32 },
+        pitch: weight.pitch,
+        group_stride: weight.group_stride,
+        box_rows: if layout == WeightLayout::OutIn { columns as u32 / 2 } else { 32 },
         grouped: true,
     }
+}
+
+fn boxes_of(p: &Linear, columns: i64) -> Boxes {
+    weight_boxes(&p.b, p.groups.count, p.layout, p.n, p.k, columns)
 }
 
 /// Whether rows can be fetched 16 bytes at a time, and their places counted so in 32 bits.
@@ -142,7 +149,7 @@ pub fn takes_linear(device: &Device, p: &Linear) -> bool {
         && p.b.pointers.is_null()
         && counts_fit(p.groups.rows_max, p.groups.count, p.groups.rows_max, p.n)
         && rows
-        && weight_boxes(p, 128).fits()
+        && boxes_of(p, 128).fits()
 }
 
 pub fn linear(launcher: &Launcher, p: &Linear) -> Result<()> {
@@ -153,7 +160,7 @@ pub fn linear(launcher: &Launcher, p: &Linear) -> Result<()> {
     let across = p.layout == WeightLayout::InOut;
     let mut params = HopperLinearParams {
         a_map: TensorMap { words: [0; 16] },
-        b_map: weight_boxes(p, columns).map(launcher)?,
+        b_map: boxes_of(p, columns).map(launcher)?,
         b_maps: std::ptr::null(),
         linear: linear_params(launcher, p),
         stages: 0,
@@ -163,7 +170,7 @@ pub fn linear(launcher: &Launcher, p: &Linear) -> Result<()> {
     }
     const KERNELS: [[[[&str; 3]; 2]; 2]; 2] = linear_kernels();
     let kernel = KERNELS[usize::from(p.a.dtype == Dtype::Fp16)][usize::from(p.gather.is_some())][usize::from(across)][shape];
-    launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, p.n, columns), |stages| {
+    launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, p.n, columns), STAGING, |stages| {
         params.stages = stages;
         params
     })
@@ -233,7 +240,7 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
     ];
     let kernel = KERNELS[usize::from(p.left.dtype == Dtype::Fp16)][usize::from(gathered || transposed)][shape];
     let tiles = p.groups.count * ceil(p.rows, TILE_ROWS) * ceil(p.columns, columns);
-    launch(launcher, kernel, p.groups.count, columns, tiles, |stages| {
+    launch(launcher, kernel, p.groups.count, columns, tiles, STAGING, |stages| {
         params.stages = stages;
         params
     })
@@ -244,16 +251,17 @@ pub fn tiles_of(groups: &Groups, n: i64, columns: i64) -> i64 {
     (groups.rows_max / TILE_ROWS + groups.count.min(groups.rows_max)) * ceil(n, columns)
 }
 
-/// Launches clusters for so many tiles at most, with as many stages as there is room for.
+/// Launches clusters for so many tiles at most, with as many stages as there is room for beside the warps' `staging`.
 pub fn launch<P: Copy>(
     launcher: &Launcher,
     kernel: &'static str,
     groups: i64,
     columns: i64,
     tiles: i64,
+    staging: i64,
     params: impl FnOnce(i32) -> P,
 ) -> Result<()> {
-    let fixed = 1024 + STAGING + BARRIERS + groups * WORK;
+    let fixed = 1024 + WARPS * staging + BARRIERS + groups * WORK;
     let stage = (TILE_ROWS + columns) * 128;
     let stages = ((i64::from(launcher.device.shared_memory) - fixed) / stage).min(MAX_STAGES.into());
     let shared = (fixed + stages * stage) as u32;

@@ -4,7 +4,6 @@
 
 use crate::check::OutputMode;
 use crate::error::Result;
-use crate::ops::activation::{self, Extent};
 use crate::ops::dispatch::{CombineFwd, DispatchBwd, Weights};
 use crate::ops::grouped_gemm::{Linear, Output};
 use crate::tensor::{Grouped, Matrix};
@@ -13,7 +12,7 @@ use crate::workspace::{Layout, Part, Workspace};
 use super::fc1::{Fc1, Input, halves};
 use super::wgrad::Grads;
 use super::{
-    ADD, OVERWRITE, Operation, Routing, RowDots, ScaleRows, Shape, Steps, WeightsAt, ZeroGaps, present_groups,
+    ADD, LinearActivateBackward, OVERWRITE, Operation, Routing, RowDots, ScaleRows, Shape, Steps, WeightsAt, ZeroGaps, present_groups,
 };
 
 pub struct Backward {
@@ -42,6 +41,8 @@ pub struct Scratch {
     rows: Part,
     /// [R].
     dots: Part,
+    /// [R, parts].
+    dot_parts: Part,
     /// [E].
     sizes: Part,
 }
@@ -58,8 +59,9 @@ impl Operation for Backward {
         let columns = shape.hidden.max(shape.activation.ffn);
         let rows = layout.part(shape.rows * columns * shape.dtype.size());
         let dots = layout.part(shape.rows * shape.real().size());
+        let dot_parts = layout.part(shape.rows * shape.dot_parts() * 4);
         let sizes = layout.part(shape.experts * 8);
-        (layout, Scratch { rows, dots, sizes })
+        (layout, Scratch { rows, dots, dot_parts, sizes })
     }
 
     fn run(&self, scratch: &Scratch, workspace: &Workspace, steps: &impl Steps) -> Result<()> {
@@ -77,42 +79,24 @@ impl Operation for Backward {
             }
             (h, _) => h.unwrap_or(self.dh),
         };
-        let gather = routing.gather(shape.combines);
         let dact = self.weighted_act.unwrap_or(Matrix { pitch: activation.ffn, ..rows });
-        steps.linear(&Linear {
-            groups,
-            n: activation.ffn,
-            k: hidden,
-            a: self.dy,
-            gather,
-            b: self.w2,
-            layout: shape.w2_layout.transposed(),
-            bias: None,
-            c: dact,
-            output: Output { mode: OVERWRITE, beta: 1.0 },
-            alpha: 1.0,
-            tf32: shape.tf32,
-        })?;
-
         let weighs_input = shape.weights_at == WeightsAt::Input && routing.weighted();
         let wanted = self.drow_weights.or(self.dweights.map(|_| dots));
-        let from_act = wanted.filter(|_| !weighs_input);
-        let mut dot_start = None;
-        if let (Some(_), Some(b2)) = (from_act, self.b2) {
-            let (columns, a, b) = (hidden, self.dy, b2);
-            steps.row_dots(&RowDots { groups, columns, a, gather, b, b_by_group: true, dots })?;
-            dot_start = Some(dots);
-        }
-        steps.activate_backward(&activation::Backward {
-            activation,
-            extent: Extent::Groups(groups),
+        steps.linear_activate_backward(&LinearActivateBackward {
+            shape: *shape,
+            groups,
+            dy: self.dy,
+            gather: routing.gather(shape.combines),
+            w2: self.w2,
+            b2: self.b2,
             h,
-            dy: dact,
             dh: self.dh,
-            row_weights: shape.output_weights(routing),
-            drow_weights: from_act,
-            dot_start,
             weighted_act: (self.weighted_act.is_some() || grads.dw2.is_some()).then_some(dact),
+            weights: shape.output_weights(routing),
+            dots: wanted.filter(|_| !weighs_input),
+            dact,
+            dot_start: dots,
+            dot_parts: workspace.at(scratch.dot_parts),
         })?;
 
         grads.fc2(shape, routing, groups, self.dy, Some(dact), steps)?;

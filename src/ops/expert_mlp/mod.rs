@@ -3,11 +3,13 @@
 mod backward;
 mod check;
 mod fc1;
+mod fc2;
 mod forward;
 mod steps;
 mod wgrad;
 
 pub use fc1::{Fc1, Input, LinearActivate};
+pub use fc2::{DOT_COLUMNS, LinearActivateBackward};
 pub use steps::{PresentSizes, RowDots, ScaleRows, Steps, ZeroGaps};
 
 use crate::abi::expert_mlp::*;
@@ -122,7 +124,7 @@ impl Routing {
     }
 }
 
-const OVERWRITE: OutputMode = OutputMode { add: false, device: std::ptr::null() };
+pub const OVERWRITE: OutputMode = OutputMode { add: false, device: std::ptr::null() };
 const ADD: OutputMode = OutputMode { add: true, device: std::ptr::null() };
 
 /// The groups as steps see them: those with an absent weight are empty. `room` holds E sizes.

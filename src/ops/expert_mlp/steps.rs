@@ -9,7 +9,7 @@ use crate::ops::dispatch::{CombineFwd, DispatchBwd};
 use crate::ops::grouped_gemm::{BiasGrad, Linear, Wgrad};
 use crate::tensor::{Grouped, Matrix};
 
-use super::LinearActivate;
+use super::{LinearActivate, LinearActivateBackward};
 
 /// A backend: each step is done, or enqueued, behind the one before it.
 pub trait Steps: Sized {
@@ -17,6 +17,11 @@ pub trait Steps: Sized {
 
     /// fc1 and the activation: in one where a backend can.
     fn linear_activate(&self, step: &LinearActivate) -> Result<()> {
+        step.by_parts(self)
+    }
+
+    /// Back through fc2 and the activation: in one where a backend can.
+    fn linear_activate_backward(&self, step: &LinearActivateBackward) -> Result<()> {
         step.by_parts(self)
     }
 
