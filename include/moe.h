@@ -1699,7 +1699,7 @@ moe_status_t moe_grouped_gemm_fwd(const moe_context_t *ctx,
                                   uint64_t workspace_size,
                                   moe_stream_t stream);
 
-/** Bytes of workspace that moe_grouped_gemm_fwd needs. */
+/** Bytes of workspace that moe_grouped_gemm_fwd needs where b is given by pointers; stacked weights need none. */
 moe_status_t moe_grouped_gemm_fwd_workspace_size(const moe_context_t *ctx,
                                                  const struct moe_grouped_gemm_desc_t *desc,
                                                  uint64_t *bytes);
@@ -1712,7 +1712,7 @@ moe_status_t moe_grouped_gemm_bwd(const moe_context_t *ctx,
                                   uint64_t workspace_size,
                                   moe_stream_t stream);
 
-/** Bytes of workspace that moe_grouped_gemm_bwd needs. */
+/** Bytes of workspace that moe_grouped_gemm_bwd needs where b is given by pointers; stacked weights need none. */
 moe_status_t moe_grouped_gemm_bwd_workspace_size(const moe_context_t *ctx,
                                                  const struct moe_grouped_gemm_desc_t *desc,
                                                  uint64_t *bytes);

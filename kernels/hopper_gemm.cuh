@@ -15,6 +15,7 @@
 //   Tile tile(const Work &, int unit, int rank)  of a block of the cluster
 //   Box a(const Tile &) const                    where the tile's rows begin, if they are not gathered
 //   Box b(const Tile &, int column) const        where its columns from `column` on, a half or a block of 64, begin
+//   void acquire(const Tile &) const             before the tile's first copies, by the thread that issues them
 //   const Gather &gather(), const Matrix &a_matrix()   the index and what it points into, if there is one
 //   PREPARES, void prepare(const Tile &, int row, uint32_t staging) const
 //                                                if so, called before a tile's products: begins to copy what the
@@ -58,6 +59,8 @@ struct Tile {
   // Elements of the reduction.
   int depth;
   bool shared;
+  // Where rows of B, or of its two halves, begin in their maps.
+  int inner[2];
 
   __device__ int steps() const { return blocks(depth, DEPTH); }
   __device__ int halves() const { return rows > 64 ? 2 : rows > 0 ? 1 : 0; }
@@ -69,7 +72,30 @@ struct Box {
   int outer;
   int depth;
   int group;
+  // Elements that are skipped of each row of memory.
+  int inner;
 };
+
+// Where a matrix' boxes from `outer` and `depth` on are; there is one matrix.
+__device__ inline Box box_of(const BoxSource &source, int outer, int depth) {
+  return {&source.map, outer, depth, 0, source.inner};
+}
+
+// The same for a group's weight; `inner` as `inner_of` says.
+__device__ inline Box box_of(const BoxSource &source, int outer, int group, int inner) {
+  if (source.maps != nullptr) return {source.maps + group, outer, 0, 0, inner};
+  return {&source.map, outer, 0, group, inner};
+}
+
+__device__ inline int inner_of(const BoxSource &source, int group) {
+  if (source.pointers == nullptr) return source.inner;
+  return (reinterpret_cast<uint64_t>(source.pointers[group]) + 2 * source.offset) % 16 / 2;
+}
+
+// One thread, before it copies by a group's map.
+__device__ inline void acquire(const BoxSource &source, int group) {
+  if (source.maps != nullptr) acquire_map(source.maps + group);
+}
 
 // Shared memory: the ring's stages, what epilogues lay out in, barriers, the schedule.
 extern __shared__ __align__(1024) uint8_t memory[];
@@ -129,9 +155,9 @@ __device__ inline void copy_a(const Box &at, int depth, int halves, uint32_t to,
   for (int half = 0; half < halves; ++half) {
     const int outer = at.outer + 64 * half;
     if constexpr (Problem::A_ACROSS) {
-      copy_box(to + half * BLOCK, at.map, full, outer, at.depth + depth);
+      copy_box(to + half * BLOCK, at.map, full, at.inner + outer, at.depth + depth);
     } else {
-      copy_box(to + half * BLOCK, at.map, full, at.depth + depth, outer);
+      copy_box(to + half * BLOCK, at.map, full, at.inner + at.depth + depth, outer);
     }
   }
 }
@@ -154,11 +180,12 @@ __device__ inline void copy_b_half(const Problem &problem, const Tile &tile, int
 #pragma unroll
     for (int block = 0; block < Problem::COLUMNS / 64; ++block) {
       const Box box = problem.b(tile, 64 * block);
-      copy_b_box(to + block * BLOCK + half * (BLOCK / 2), box, full, shared, box.outer, box.depth + depth + half * (DEPTH / 2));
+      const int y = box.depth + depth + half * (DEPTH / 2);
+      copy_b_box(to + block * BLOCK + half * (BLOCK / 2), box, full, shared, box.inner + box.outer, y);
     }
   } else {
     const Box box = problem.b(tile, half * (Problem::COLUMNS / 2));
-    copy_b_box(to + half * (Problem::COLUMNS / 2 * LINE), box, full, shared, box.depth + depth, box.outer);
+    copy_b_box(to + half * (Problem::COLUMNS / 2 * LINE), box, full, shared, box.inner + box.depth + depth, box.outer);
   }
 }
 
@@ -187,6 +214,7 @@ __device__ inline void produce(const Problem &problem, const Shared<Problem> &sh
   while (tiles.next()) {
     const Tile tile = tiles.tile();
     const int steps = tile.steps();
+    problem.acquire(tile);
     for (int step = 0; step < steps; ++step) {
       barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
       copy_stage(problem, shared, tile, step, ring.slot);
@@ -214,6 +242,7 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
   Tiles<Problem> tiles(problem, shared);
   while (tiles.next()) {
     const Tile tile = tiles.tile();
+    if (threadIdx.x == 0) problem.acquire(tile);
     // Where the lines begin, in units of 16 bytes, and which of them exist; the others are zeros.
     uint32_t from[8], exist = 0;
 #pragma unroll
@@ -260,6 +289,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
   while (tiles.next()) {
     const Tile tile = tiles.tile();
     const int steps = tile.steps(), halves = tile.halves(), outer = tile.row + chunk * 8;
+    if (threadIdx.x == 0) problem.acquire(tile);
     int from[4];
     const auto fetch = [&](int step) {
 #pragma unroll

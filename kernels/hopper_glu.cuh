@@ -32,13 +32,22 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Glu
   __device__ int units(const Span &span) const { return this->units_of_rows(span, p.formula.ffn, OUT); }
 
   __device__ Tile tile(const Work &work, int unit, int rank) const {
-    return this->tile_of_rows(work, unit, rank, p.formula.ffn, OUT, p.k);
+    Tile tile = this->tile_of_rows(work, unit, rank, p.formula.ffn, OUT, p.k);
+    tile.inner[0] = inner_of(p.gate_boxes, tile.group);
+    tile.inner[1] = inner_of(p.up_boxes, tile.group);
+    return tile;
   }
 
-  __device__ Box a(const Tile &tile) const { return {&p.a_map, tile.begin + tile.row, 0, 0}; }
+  __device__ void acquire(const Tile &tile) const {
+    hopper::acquire(p.gate_boxes, tile.group);
+    hopper::acquire(p.up_boxes, tile.group);
+  }
+
+  __device__ Box a(const Tile &tile) const { return box_of(p.a_boxes, tile.begin + tile.row, 0); }
   __device__ Box b(const Tile &tile, int column) const {
-    if (column < OUT) return {&p.gate_map, p.gate_outer + tile.column + column, 0, tile.group};
-    return {&p.up_map, p.up_outer + tile.column + column - OUT, 0, tile.group};
+    const int place = tile.column + column;
+    if (column < OUT) return box_of(p.gate_boxes, p.gate_outer + place, tile.group, tile.inner[0]);
+    return box_of(p.up_boxes, p.up_outer + place - OUT, tile.group, tile.inner[1]);
   }
 
   __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const {

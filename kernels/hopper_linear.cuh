@@ -25,14 +25,17 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Lin
   }
 
   __device__ Tile tile(const Work &work, int unit, int rank) const {
-    return this->tile_of_rows(work, unit, rank, static_cast<int>(p.linear.n), COLUMNS, static_cast<int>(p.linear.k));
+    Tile tile =
+        this->tile_of_rows(work, unit, rank, static_cast<int>(p.linear.n), COLUMNS, static_cast<int>(p.linear.k));
+    tile.inner[0] = inner_of(p.b_boxes, tile.group);
+    return tile;
   }
 
-  __device__ Box a(const Tile &tile) const { return {&p.a_map, tile.begin + tile.row, 0, 0}; }
+  __device__ void acquire(const Tile &tile) const { hopper::acquire(p.b_boxes, tile.group); }
+
+  __device__ Box a(const Tile &tile) const { return box_of(p.a_boxes, tile.begin + tile.row, 0); }
   __device__ Box b(const Tile &tile, int column) const {
-    const int outer = tile.column + column;
-    if (p.b_maps != nullptr) return {p.b_maps + tile.group, outer, 0, 0};
-    return {&p.b_map, outer, 0, tile.group};
+    return box_of(p.b_boxes, tile.column + column, tile.group, tile.inner[0]);
   }
 
   __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const {

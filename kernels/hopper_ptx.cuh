@@ -89,6 +89,28 @@ __device__ inline void multicast_box(uint32_t to, const TensorMap *map, uint32_t
       "[%1, {%4, %5, %6}], [%2], %3;" ::"r"(to), "l"(map), "r"(barrier), "h"(blocks), "r"(x), "r"(y), "r"(z) : "memory");
 }
 
+// ---- Tensor maps that are made on the device, in shared memory, and then published.
+
+__device__ inline void set_map_address(uint32_t map, uint64_t address) {
+  asm volatile("tensormap.replace.tile.global_address.shared::cta.b1024.b64 [%0], %1;" ::"r"(map), "l"(address) : "memory");
+}
+
+// The innermost dimension's size in elements.
+__device__ inline void set_map_columns(uint32_t map, uint32_t columns) {
+  asm volatile("tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [%0], 0, %1;" ::"r"(map), "r"(columns) : "memory");
+}
+
+// A warp: copies a map to global memory, for those who acquire it.
+__device__ inline void publish_map(TensorMap *to, uint32_t map) {
+  asm volatile("tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%0], [%1], 128;"
+               ::"l"(to), "r"(map) : "memory");
+}
+
+// Before the first copy by a map that was published.
+__device__ inline void acquire_map(const TensorMap *map) {
+  asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory");
+}
+
 // Orders ordinary accesses of shared memory, seen so far by this thread, before those of the copy engine and of wgmma.
 __device__ inline void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

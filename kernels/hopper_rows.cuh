@@ -31,7 +31,7 @@ protected:
     const Place place = place_of(unit, blocks(work.rows, TILE_ROWS), tile_columns, rank);
     const int row = place.row * TILE_ROWS;
     const int rows = place.column < tile_columns ? work.rows - row : 0;
-    return {work.group, work.begin, row, place.column * width, rows, depth, place.shared};
+    return {work.group, work.begin, row, place.column * width, rows, depth, place.shared, {0, 0}};
   }
 
   // Where a tile goes in a matrix that has 16 bytes at a time: its columns of those that begin at `first`.

@@ -8,16 +8,16 @@
 /// act = weight * act(x W1^T + b1), and h where it is kept (kernels/hopper_glu.cuh).
 struct HopperGluParams {
   /// Unused where x is gathered.
-  TensorMap a_map;
-  TensorMap gate_map;
-  TensorMap up_map;
+  BoxSource a_boxes;
+  BoxSource gate_boxes;
+  BoxSource up_boxes;
   Groups groups;
   Matrix a;
   /// Index data is NULL where rows are taken as they are.
   Gather gather;
   Formula formula;
   int32_t k;
-  /// Where the halves begin in their maps.
+  /// Where the halves begin in their weights.
   int32_t gate_outer;
   int32_t up_outer;
   /// Where they begin in the bias and in h.
@@ -37,9 +37,9 @@ struct HopperGluParams {
 /// Back through fc2 and the activation (kernels/hopper_glu_bwd.cuh).
 struct HopperGluBwdParams {
   /// Unused where dy is gathered.
-  TensorMap a_map;
+  BoxSource a_boxes;
   /// Of W2.
-  TensorMap b_map;
+  BoxSource b_boxes;
   Groups groups;
   Matrix a;
   /// Index data is NULL where rows are taken as they are.

@@ -10,10 +10,8 @@ struct Shape;
 
 struct HopperLinearParams {
   /// Unused where A is gathered.
-  TensorMap a_map;
-  TensorMap b_map;
-  /// One for each group, in place of `b_map`, where weights are given by pointers.
-  const TensorMap *b_maps;
+  BoxSource a_boxes;
+  BoxSource b_boxes;
   LinearParams linear;
   /// Of the ring of copies.
   int32_t stages;
@@ -21,8 +19,8 @@ struct HopperLinearParams {
 
 struct HopperWgradParams {
   /// Unused where `left` is gathered.
-  TensorMap a_map;
-  TensorMap b_map;
+  BoxSource a_boxes;
+  BoxSource b_boxes;
   WgradParams wgrad;
   /// Of the ring of copies.
   int32_t stages;

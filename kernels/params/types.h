@@ -79,4 +79,28 @@ struct alignas(64) TensorMap {
   uint64_t words[16];
 };
 
+/// What boxes are copied from: by one map, or by a map for each group.
+struct BoxSource {
+  TensorMap map;
+  /// In place of `map` where matrices are given by pointers.
+  const TensorMap *maps;
+  /// Those pointers, and elements from where one points to where its matrix begins.
+  uint8_t *const *pointers;
+  int64_t offset;
+  /// Elements from the multiple of 16 bytes to which a map is tied to where rows begin; kernels find that of pointers.
+  int32_t inner;
+};
+
+/// The maps of matrices that are given by pointers (kernels/hopper_maps.cu).
+struct BoxMapsParams {
+  /// Of another matrix of that shape.
+  TensorMap model;
+  int64_t groups;
+  /// Absent matrices are NULL, and get no map.
+  uint8_t *const *pointers;
+  int64_t offset;
+  int64_t columns;
+  TensorMap *maps;
+};
+
 #endif  // MOE_PARAMS_TYPES_H

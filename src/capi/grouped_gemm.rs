@@ -24,7 +24,7 @@ pub unsafe extern "C" fn moe_grouped_gemm_fwd(
     unsafe { call("moe_grouped_gemm_fwd", ctx, desc, args, tail, ops::grouped_gemm_fwd) }
 }
 
-/// Bytes of workspace that moe_grouped_gemm_fwd needs.
+/// Bytes of workspace that moe_grouped_gemm_fwd needs where b is given by pointers; stacked weights need none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_grouped_gemm_fwd_workspace_size(
     ctx: *const moe_context_t,
@@ -50,7 +50,7 @@ pub unsafe extern "C" fn moe_grouped_gemm_bwd(
     unsafe { call("moe_grouped_gemm_bwd", ctx, desc, args, tail, ops::grouped_gemm_bwd) }
 }
 
-/// Bytes of workspace that moe_grouped_gemm_bwd needs.
+/// Bytes of workspace that moe_grouped_gemm_bwd needs where b is given by pointers; stacked weights need none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moe_grouped_gemm_bwd_workspace_size(
     ctx: *const moe_context_t,

@@ -1,5 +1,6 @@
 //! The expert MLP on CUDA: its steps, most of them other operations.
 
+use super::grouped_gemm::tensor_map::TensorMap;
 use super::rows::{ROW_THREADS, row_grid, row_team};
 use super::{Launch, Launcher, activation, decode, dispatch, fused, grouped_gemm};
 use crate::abi::types::*;
@@ -88,6 +89,8 @@ pub struct CudaSteps<'a> {
     pub launcher: &'a Launcher<'a>,
     /// Kernels that sum differently for other sizes of groups are left alone.
     pub batch_invariant: bool,
+    /// Room for maps of weights that are given by pointers.
+    pub room: *mut TensorMap,
 }
 
 impl Steps for CudaSteps<'_> {
@@ -95,24 +98,24 @@ impl Steps for CudaSteps<'_> {
         if !self.batch_invariant && decode::linear(self.launcher, step, false)? {
             return Ok(());
         }
-        grouped_gemm::linear(self.launcher, step)
+        grouped_gemm::linear(self.launcher, step, self.room)
     }
 
     fn linear_activate(&self, step: &LinearActivate) -> Result<()> {
         if !self.batch_invariant && decode::linear_activate(self.launcher, step)? {
             return Ok(());
         }
-        if fused::takes_linear_activate(self.launcher.device, step) {
-            return fused::linear_activate(self.launcher, step);
+        if fused::takes_linear_activate(self.launcher.device, step, self.room) {
+            return fused::linear_activate(self.launcher, step, self.room);
         }
         step.by_parts(self)
     }
 
     fn linear_activate_backward(&self, step: &LinearActivateBackward) -> Result<()> {
-        if !fused::takes_linear_activate_backward(self.launcher.device, step) {
+        if !fused::takes_linear_activate_backward(self.launcher.device, step, self.room) {
             return step.by_parts(self);
         }
-        fused::linear_activate_backward(self.launcher, step)?;
+        fused::linear_activate_backward(self.launcher, step, self.room)?;
         if let Some(sums) = step.dots {
             let start = step.dots_of_bias(self)?.unwrap_or(Matrix::ABSENT);
             self.row_sums(step.groups, step.dot_parts, step.shape.dot_parts(), start, sums)?;

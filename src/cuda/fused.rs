@@ -2,9 +2,10 @@
 
 use super::activation::Formula;
 use super::grouped_gemm::hopper::{
-    SHAPES, STAGING, best_shape, counts_fit, gathers, is_hopper, is_narrow, launch, row_boxes, tiles_of, weight_boxes,
+    SHAPES, STAGING, best_shape, counts_fit, is_hopper, is_narrow, launch, row_source, rows_fit, tiles_of, weight_boxes,
+    weight_fits,
 };
-use super::grouped_gemm::tensor_map::{Boxes, TensorMap};
+use super::grouped_gemm::tensor_map::{BoxSource, Boxes, TensorMap};
 use super::{Device, Launcher};
 use crate::abi::types::moe_device_report_t;
 use crate::dtype::Dtype;
@@ -20,16 +21,16 @@ use crate::tensor::{Grouped, Matrix};
 #[derive(Clone, Copy)]
 pub struct HopperGluParams {
     /// Unused where x is gathered.
-    pub a_map: TensorMap,
-    pub gate_map: TensorMap,
-    pub up_map: TensorMap,
+    pub a_boxes: BoxSource,
+    pub gate_boxes: BoxSource,
+    pub up_boxes: BoxSource,
     pub groups: Groups,
     pub a: Matrix,
     /// Index data is NULL where rows are taken as they are.
     pub gather: Gather,
     pub formula: Formula,
     pub k: i32,
-    /// Where the halves begin in their maps.
+    /// Where the halves begin in their weights.
     pub gate_outer: i32,
     pub up_outer: i32,
     /// Where they begin in the bias and in h.
@@ -51,9 +52,9 @@ pub struct HopperGluParams {
 #[derive(Clone, Copy)]
 pub struct HopperGluBwdParams {
     /// Unused where dy is gathered.
-    pub a_map: TensorMap,
+    pub a_boxes: BoxSource,
     /// Of W2.
-    pub b_map: TensorMap,
+    pub b_boxes: BoxSource,
     pub groups: Groups,
     pub a: Matrix,
     /// Index data is NULL where rows are taken as they are.
@@ -101,22 +102,6 @@ fn halves_at(activation: &Activation) -> (i32, i32) {
     }
 }
 
-/// The map of the rows that are multiplied; none where an index names them.
-fn row_map(launcher: &Launcher, matrix: &Matrix, gather: &Option<Gather>, rows: i64, columns: i64) -> Result<TensorMap> {
-    match gather {
-        None => row_boxes(matrix, rows, columns, 64, false).map(launcher),
-        Some(_) => Ok(TensorMap { words: [0; 16] }),
-    }
-}
-
-/// Whether rows of `columns` can be copied, by their map or by an index.
-fn rows_fit(matrix: &Matrix, gather: &Option<Gather>, rows: i64, columns: i64) -> bool {
-    match gather {
-        Some(gather) => gathers(matrix, gather.rows.bound),
-        None => row_boxes(matrix, rows, columns, 64, false).fits(),
-    }
-}
-
 fn aligned(matrix: &Matrix) -> bool {
     matrix.data.addr() % 16 == 0 && matrix.pitch % 8 == 0
 }
@@ -126,7 +111,7 @@ fn halves_are_aligned<const N: usize>(activation: &Activation, matrices: [Option
     activation.ffn % 8 == 0 && matrices.into_iter().flatten().all(aligned)
 }
 
-pub fn takes_linear_activate(device: &Device, p: &LinearActivate) -> bool {
+pub fn takes_linear_activate(device: &Device, p: &LinearActivate, room: *mut TensorMap) -> bool {
     let activation = &p.shape.activation;
     let outputs = if p.fc1.up.is_some() { activation.ffn } else { 2 * activation.ffn };
     is_hopper(device)
@@ -140,10 +125,10 @@ pub fn takes_linear_activate(device: &Device, p: &LinearActivate) -> bool {
         && [Some(p.fc1.w1), p.fc1.up]
             .iter()
             .flatten()
-            .all(|weight| weight.pointers.is_null() && w1_boxes(p, weight, outputs, 128).fits())
+            .all(|weight| weight_fits(weight, w1_boxes(p, weight, outputs, 128), room))
 }
 
-pub fn linear_activate(launcher: &Launcher, p: &LinearActivate) -> Result<()> {
+pub fn linear_activate(launcher: &Launcher, p: &LinearActivate, room: *mut TensorMap) -> Result<()> {
     let activation = &p.shape.activation;
     let out_in = p.shape.w1_layout == WeightLayout::OutIn;
     let (ffn, split) = (activation.ffn, p.fc1.up.is_some());
@@ -153,17 +138,19 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate) -> Result<()> {
     });
     let columns = SHAPES[shape].columns;
     let outputs = if split { ffn } else { 2 * ffn };
-    let gate_map = w1_boxes(p, &p.fc1.w1, outputs, columns).map(launcher)?;
-    let up_map = match &p.fc1.up {
-        Some(up) => w1_boxes(p, up, outputs, columns).map(launcher)?,
-        None => gate_map,
+    let boxes = |weight| w1_boxes(p, weight, outputs, columns);
+    let gate_boxes = boxes(&p.fc1.w1).source_of(launcher, &p.fc1.w1, room)?;
+    let up_boxes = match &p.fc1.up {
+        // Behind the gate's maps.
+        Some(up) => boxes(up).source_of(launcher, up, room.wrapping_add(p.groups.count as usize))?,
+        None => gate_boxes,
     };
     let (gate_at, up_at) = halves_at(activation);
-    let a_map = row_map(launcher, &p.input.x, &p.input.gather, p.groups.rows_max, p.shape.hidden)?;
+    let a_boxes = row_source(launcher, &p.input.x, &p.input.gather, p.groups.rows_max, p.shape.hidden)?;
     let params = |stages| HopperGluParams {
-        a_map,
-        gate_map,
-        up_map,
+        a_boxes,
+        gate_boxes,
+        up_boxes,
         groups: p.groups,
         a: p.input.x,
         gather: p.input.gather.unwrap_or(Gather::ABSENT),
@@ -195,7 +182,7 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate) -> Result<()> {
     launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, 2 * ffn, columns), STAGING, params)
 }
 
-pub fn takes_linear_activate_backward(device: &Device, p: &LinearActivateBackward) -> bool {
+pub fn takes_linear_activate_backward(device: &Device, p: &LinearActivateBackward, room: *mut TensorMap) -> bool {
     let activation = &p.shape.activation;
     is_hopper(device)
         && is_narrow(p.shape.dtype)
@@ -204,19 +191,18 @@ pub fn takes_linear_activate_backward(device: &Device, p: &LinearActivateBackwar
         && counts_fit(p.groups.rows_max, p.groups.count, p.groups.rows_max, activation.ffn)
         && rows_fit(&p.dy, &p.gather, p.groups.rows_max, p.shape.hidden)
         && halves_are_aligned(activation, [Some(&p.h), Some(&p.dh), p.weighted_act.as_ref()])
-        && p.w2.pointers.is_null()
-        && w2_boxes(p).fits()
+        && weight_fits(&p.w2, w2_boxes(p), room)
 }
 
 /// All but what belongs to gaps, and the sums of the dots' parts.
-pub fn linear_activate_backward(launcher: &Launcher, p: &LinearActivateBackward) -> Result<()> {
+pub fn linear_activate_backward(launcher: &Launcher, p: &LinearActivateBackward, room: *mut TensorMap) -> Result<()> {
     let activation = &p.shape.activation;
     let (gate_at, up_at) = halves_at(activation);
-    let a_map = row_map(launcher, &p.dy, &p.gather, p.groups.rows_max, p.shape.hidden)?;
-    let b_map = w2_boxes(p).map(launcher)?;
+    let a_boxes = row_source(launcher, &p.dy, &p.gather, p.groups.rows_max, p.shape.hidden)?;
+    let b_boxes = w2_boxes(p).source_of(launcher, &p.w2, room)?;
     let params = |stages| HopperGluBwdParams {
-        a_map,
-        b_map,
+        a_boxes,
+        b_boxes,
         groups: p.groups,
         a: p.dy,
         gather: p.gather.unwrap_or(Gather::ABSENT),

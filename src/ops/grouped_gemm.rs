@@ -11,6 +11,7 @@ use crate::dtype::{Dtype, FLOATS};
 use crate::error::{Error, Result};
 use crate::groups::{Gather, Groups, RowWeights, groups, optional_gather};
 use crate::tensor::{Grouped, Matrix, grouped, matrix, optional_grouped, optional_matrix};
+use crate::workspace::{Layout, Part, Workspace};
 
 /// How a group's weight [out, in] lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,13 +169,38 @@ pub fn grouped_gemm_fwd(
         Backend::Cpu => ctx.with_report(args.report, |report| cpu::grouped_gemm::linear(&problem, &report)),
         #[cfg(feature = "cuda")]
         Backend::Cuda(device) => {
-            device.run(args.report, call.stream, |launcher| cuda::grouped_gemm::linear(launcher, &problem))
+            let room = room_beside(ctx, &s, Some(&problem.b), &call)?;
+            device.run(args.report, call.stream, |launcher| cuda::grouped_gemm::linear(launcher, &problem, room))
         }
     }
 }
 
 pub fn grouped_gemm_fwd_workspace(ctx: &moe_context_t, desc: &moe_grouped_gemm_desc_t) -> Result<u64> {
-    shape(ctx, desc).map(|_| 0)
+    shape(ctx, desc).map(|s| plan(ctx, &s).0.bytes())
+}
+
+/// Bytes that a backend wants beside weights that are given by pointers.
+pub fn room(ctx: &moe_context_t, groups: i64) -> i64 {
+    match &ctx.backend {
+        Backend::Cpu => 0,
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(device) => cuda::grouped_gemm::hopper::room(device, groups),
+    }
+}
+
+fn plan(ctx: &moe_context_t, s: &Shape) -> (Layout, Part) {
+    let mut layout = Layout::default();
+    let room = layout.part(room(ctx, s.num_groups));
+    (layout, room)
+}
+
+/// The room beside `weight`; stacked ones need none, and no workspace.
+fn room_beside<T>(ctx: &moe_context_t, s: &Shape, weight: Option<&Grouped>, call: &Call) -> Result<*mut T> {
+    if weight.is_none_or(|weight| weight.pointers.is_null()) {
+        return Ok(std::ptr::null_mut());
+    }
+    let (layout, room) = plan(ctx, s);
+    Ok(Workspace::new(call.workspace, call.workspace_size, &layout)?.at(room))
 }
 
 pub fn grouped_gemm_bwd(
@@ -244,16 +270,19 @@ pub fn grouped_gemm_bwd(
             bias_grad.map_or(Ok(()), |p| cpu::grouped_gemm::bias_grad(&p, &report))
         }),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(device) => device.run(args.report, call.stream, |launcher| {
-            dgrad.map_or(Ok(()), |p| cuda::grouped_gemm::linear(launcher, &p))?;
-            wgrad.map_or(Ok(()), |p| cuda::grouped_gemm::wgrad(launcher, &p))?;
-            bias_grad.map_or(Ok(()), |p| cuda::grouped_gemm::bias_grad(launcher, &p))
-        }),
+        Backend::Cuda(device) => {
+            let room = room_beside(ctx, &s, dgrad.as_ref().map(|p| &p.b), &call)?;
+            device.run(args.report, call.stream, |launcher| {
+                dgrad.map_or(Ok(()), |p| cuda::grouped_gemm::linear(launcher, &p, room))?;
+                wgrad.map_or(Ok(()), |p| cuda::grouped_gemm::wgrad(launcher, &p))?;
+                bias_grad.map_or(Ok(()), |p| cuda::grouped_gemm::bias_grad(launcher, &p))
+            })
+        }
     }
 }
 
 pub fn grouped_gemm_bwd_workspace(ctx: &moe_context_t, desc: &moe_grouped_gemm_desc_t) -> Result<u64> {
-    shape(ctx, desc).map(|_| 0)
+    grouped_gemm_fwd_workspace(ctx, desc)
 }
 
 fn row_gather(s: &Shape, row_index: &moe_tensor_t, a_rows: i64) -> Result<Option<Gather>> {

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::tensor_map::{Boxes, TensorMap};
+use super::tensor_map::{BoxSource, Boxes, TensorMap};
 use super::{LinearParams, WgradParams, linear_params};
 use crate::cuda::device::Device;
 use crate::cuda::fatbins::HOPPER;
@@ -24,10 +24,8 @@ macro_rules! widths {
 #[derive(Clone, Copy)]
 pub struct HopperLinearParams {
     /// Unused where A is gathered.
-    pub a_map: TensorMap,
-    pub b_map: TensorMap,
-    /// One for each group, in place of `b_map`, where weights are given by pointers.
-    pub b_maps: *const TensorMap,
+    pub a_boxes: BoxSource,
+    pub b_boxes: BoxSource,
     pub linear: LinearParams,
     /// Of the ring of copies.
     pub stages: i32,
@@ -37,8 +35,8 @@ pub struct HopperLinearParams {
 #[derive(Clone, Copy)]
 pub struct HopperWgradParams {
     /// Unused where `left` is gathered.
-    pub a_map: TensorMap,
-    pub b_map: TensorMap,
+    pub a_boxes: BoxSource,
+    pub b_boxes: BoxSource,
     pub wgrad: WgradParams,
     /// Of the ring of copies.
     pub stages: i32,
@@ -138,36 +136,59 @@ pub fn gathers(source: &Matrix, rows: i64) -> bool {
     source.data.addr() % 16 == 0 && source.pitch % 8 == 0 && rows.saturating_mul(source.pitch / 8) < 1 << 32
 }
 
-pub fn takes_linear(device: &Device, p: &Linear) -> bool {
-    let rows = match &p.gather {
-        Some(gather) => gathers(&p.a, gather.rows.bound),
-        None => row_boxes(&p.a, p.groups.rows_max, p.k, 64, false).fits(),
-    };
+/// What rows of `columns` are copied from; nothing where an index names them.
+pub fn row_source(
+    launcher: &Launcher,
+    matrix: &Matrix,
+    gather: &Option<Gather>,
+    rows: i64,
+    columns: i64,
+) -> Result<BoxSource> {
+    match gather {
+        None => row_boxes(matrix, rows, columns, 64, false).source(launcher),
+        Some(_) => Ok(BoxSource::ABSENT),
+    }
+}
+
+/// Whether rows of `columns` can be copied, by boxes or by an index.
+pub fn rows_fit(matrix: &Matrix, gather: &Option<Gather>, rows: i64, columns: i64) -> bool {
+    match gather {
+        Some(gather) => gathers(matrix, gather.rows.bound),
+        None => row_boxes(matrix, rows, columns, 64, false).fits(),
+    }
+}
+
+/// Whether a weight can be copied by such boxes; by pointers it takes room.
+pub fn weight_fits(weight: &Grouped, boxes: Boxes, room: *mut TensorMap) -> bool {
+    boxes.fits() && (weight.pointers.is_null() || !room.is_null())
+}
+
+/// Bytes of the room in which a step on weights by pointers makes its maps: two for each group.
+pub fn room(device: &Device, groups: i64) -> i64 {
+    if is_hopper(device) { 2 * groups * size_of::<TensorMap>() as i64 } else { 0 }
+}
+
+pub fn takes_linear(device: &Device, p: &Linear, room: *mut TensorMap) -> bool {
     is_hopper(device)
         && is_narrow(p.a.dtype)
         && p.k < 1 << 30
-        && p.b.pointers.is_null()
         && counts_fit(p.groups.rows_max, p.groups.count, p.groups.rows_max, p.n)
-        && rows
-        && boxes_of(p, 128).fits()
+        && rows_fit(&p.a, &p.gather, p.groups.rows_max, p.k)
+        && weight_fits(&p.b, boxes_of(p, 128), room)
 }
 
-pub fn linear(launcher: &Launcher, p: &Linear) -> Result<()> {
+pub fn linear(launcher: &Launcher, p: &Linear, room: *mut TensorMap) -> Result<()> {
     // kernels/hopper_linear.cuh: NARROW.
     let narrow = p.c.dtype != Dtype::Fp32 && !p.output.mode.add && p.output.mode.device.is_null();
     let shape = best_shape(p.n, p.k, 1.0, |shape| narrow || shape.columns != 192);
     let Shape { columns, .. } = SHAPES[shape];
     let across = p.layout == WeightLayout::InOut;
     let mut params = HopperLinearParams {
-        a_map: TensorMap { words: [0; 16] },
-        b_map: boxes_of(p, columns).map(launcher)?,
-        b_maps: std::ptr::null(),
+        a_boxes: row_source(launcher, &p.a, &p.gather, p.groups.rows_max, p.k)?,
+        b_boxes: boxes_of(p, columns).source_of(launcher, &p.b, room)?,
         linear: linear_params(launcher, p),
         stages: 0,
     };
-    if p.gather.is_none() {
-        params.a_map = row_boxes(&p.a, p.groups.rows_max, p.k, 64, false).map(launcher)?;
-    }
     const KERNELS: [[[[&str; 3]; 2]; 2]; 2] = linear_kernels();
     let kernel = KERNELS[usize::from(p.a.dtype == Dtype::Fp16)][usize::from(p.gather.is_some())][usize::from(across)][shape];
     launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, p.n, columns), STAGING, |stages| {
@@ -225,14 +246,14 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
     let shape = best_shape(p.columns, depth, 1.0, |_| true);
     let Shape { columns, .. } = SHAPES[shape];
     let mut params = HopperWgradParams {
-        a_map: TensorMap { words: [0; 16] },
-        b_map: row_boxes(&p.right, p.groups.rows_max, p.columns, 32, true).map(launcher)?,
+        a_boxes: BoxSource::ABSENT,
+        b_boxes: row_boxes(&p.right, p.groups.rows_max, p.columns, 32, true).source(launcher)?,
         wgrad: p,
         stages: 0,
         transposed,
     };
     if !(gathered || transposed) {
-        params.a_map = row_boxes(&p.left, p.groups.rows_max, p.rows, 64, false).map(launcher)?;
+        params.a_boxes = row_boxes(&p.left, p.groups.rows_max, p.rows, 64, false).source(launcher)?;
     }
     const KERNELS: [[[&str; 3]; 2]; 2] = [
         [widths!("hopper_wgrad_bf16"), widths!("hopper_wgrad_gathered_bf16")],

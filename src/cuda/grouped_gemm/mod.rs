@@ -5,6 +5,7 @@ pub mod hopper;
 pub mod tensor_map;
 
 use super::{Launch, Launcher};
+use tensor_map::TensorMap;
 use crate::abi::types::*;
 use crate::check::OutputMode;
 use crate::dtype::Dtype;
@@ -102,9 +103,10 @@ fn names(dtype: Dtype, tf32: bool) -> Names {
     }
 }
 
-pub fn linear(launcher: &Launcher, p: &Linear) -> Result<()> {
-    if hopper::takes_linear(launcher.device, p) {
-        return hopper::linear(launcher, p);
+/// `room`: for maps of weights that are given by pointers, as `hopper::room` says, or NULL.
+pub fn linear(launcher: &Launcher, p: &Linear, room: *mut TensorMap) -> Result<()> {
+    if hopper::takes_linear(launcher.device, p, room) {
+        return hopper::linear(launcher, p, room);
     }
     let names = names(p.a.dtype, p.tf32);
     let kernel = if p.layout == WeightLayout::OutIn { names.out_in } else { names.in_out };

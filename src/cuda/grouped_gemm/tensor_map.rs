@@ -1,12 +1,13 @@
 //! Tensor maps: how Hopper's copy engine finds the boxes of a matrix.
 
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use cudarc::driver::sys::*;
 
-use crate::cuda::launch::Launcher;
+use crate::cuda::launch::{Launch, Launcher};
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::tensor::Grouped;
 
 /// As the driver encodes it; kernels take it by value or read it from memory, at a multiple of 64 bytes.
 #[repr(C, align(64))]
@@ -15,7 +16,45 @@ pub struct TensorMap {
     pub words: [u64; 16],
 }
 
+/// What boxes are copied from: by one map, or by a map for each group.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct BoxSource {
+    pub map: TensorMap,
+    /// In place of `map` where matrices are given by pointers.
+    pub maps: *const TensorMap,
+    /// Those pointers, and elements from where one points to where its matrix begins.
+    pub pointers: *const *mut u8,
+    pub offset: i64,
+    /// Elements from the multiple of 16 bytes to which a map is tied to where rows begin; kernels find that of pointers.
+    pub inner: i32,
+}
+
+impl BoxSource {
+    /// Nothing is copied by boxes.
+    pub const ABSENT: BoxSource =
+        BoxSource { map: TensorMap { words: [0; 16] }, maps: null(), pointers: null(), offset: 0, inner: 0 };
+}
+
+/// The maps of matrices that are given by pointers (kernels/hopper_maps.cu).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct BoxMapsParams {
+    /// Of another matrix of that shape.
+    pub model: TensorMap,
+    pub groups: i64,
+    /// Absent matrices are NULL, and get no map.
+    pub pointers: *const *mut u8,
+    pub offset: i64,
+    pub columns: i64,
+    pub maps: *mut TensorMap,
+}
+
+/// Maps that a block of that kernel makes, each by a warp.
+const MAPS_A_BLOCK: u32 = 4;
+
 /// Row-major matrices [groups, rows, columns] of 16-bit elements, copied by boxes of [box_rows, 64].
+#[derive(Clone, Copy)]
 pub struct Boxes {
     pub dtype: Dtype,
     pub data: *mut u8,
@@ -30,22 +69,49 @@ pub struct Boxes {
     pub grouped: bool,
 }
 
-/// Bytes that addresses and strides are multiples of.
+/// Bytes that strides are multiples of, and the addresses in maps.
 const ALIGNMENT: i64 = 16;
 
 impl Boxes {
     /// Whether there can be a map: alignment, and the sizes that fit its fields.
     pub fn fits(&self) -> bool {
         let aligned = |elements: i64| elements * 2 % ALIGNMENT == 0;
-        self.data.addr() as i64 % ALIGNMENT == 0
-            && aligned(self.pitch)
+        aligned(self.pitch)
             && (self.groups == 1 || aligned(self.group_stride) && self.group_stride > 0)
-            && [self.groups, self.rows, self.columns].iter().all(|&size| (1..1 << 31).contains(&size))
+            && [self.groups, self.rows, self.columns].iter().all(|&size| (1..(1 << 31) - 8).contains(&size))
             && self.pitch > 0
             && self.pitch.max(self.group_stride) < 1 << 38
     }
 
-    pub fn map(&self, launcher: &Launcher) -> Result<TensorMap> {
+    /// Where `data` lies. Boxes may begin anywhere in a row, so that the map's address need not be that of the data.
+    pub fn source(&self, launcher: &Launcher) -> Result<BoxSource> {
+        let inner = self.data.addr() as i64 % ALIGNMENT / 2;
+        let data = self.data.wrapping_sub(2 * inner as usize);
+        let map = Boxes { data, columns: self.columns + inner, ..*self }.map(launcher)?;
+        Ok(BoxSource { map, inner: inner as i32, ..BoxSource::ABSENT })
+    }
+
+    /// Where a weight lies: stacked, or by pointers, whose maps are made in `room`.
+    pub fn source_of(&self, launcher: &Launcher, weight: &Grouped, room: *mut TensorMap) -> Result<BoxSource> {
+        if weight.pointers.is_null() {
+            return self.source(launcher);
+        }
+        let (pointers, offset) = (weight.pointers, weight.offset);
+        let params = BoxMapsParams {
+            model: Boxes { data: room.cast(), groups: 1, ..*self }.map(launcher)?,
+            groups: self.groups,
+            pointers,
+            offset,
+            columns: self.columns,
+            maps: room,
+        };
+        let grid = [(self.groups as u32).div_ceil(MAPS_A_BLOCK), 1, 1];
+        let launch = Launch { kernel: "hopper_box_maps", grid, block: 32 * MAPS_A_BLOCK, ..Default::default() };
+        launcher.launch(&launch, &params)?;
+        Ok(BoxSource { maps: room, pointers, offset, ..BoxSource::ABSENT })
+    }
+
+    fn map(&self, launcher: &Launcher) -> Result<TensorMap> {
         let dtype = match self.dtype {
             Dtype::Fp16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             _ => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,

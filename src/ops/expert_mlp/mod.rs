@@ -24,9 +24,9 @@ use crate::error::Result;
 use crate::groups::{Gather, Groups, RowWeights};
 use crate::ops::activation::Activation;
 use crate::ops::dispatch::{Maps, Weights};
-use crate::ops::grouped_gemm::WeightLayout;
+use crate::ops::grouped_gemm::{self, WeightLayout};
 use crate::tensor::{Grouped, Matrix};
-use crate::workspace::{Layout, Workspace};
+use crate::workspace::{Layout, Part, Workspace};
 
 use backward::Backward;
 use forward::Forward;
@@ -146,8 +146,15 @@ trait Operation {
     fn run(&self, scratch: &Self::Scratch, workspace: &Workspace, steps: &impl Steps) -> Result<()>;
 }
 
+/// An operation's workspace: its own parts, and the backend's.
+fn plan<O: Operation>(ctx: &moe_context_t, shape: &Shape) -> (Layout, O::Scratch, Part) {
+    let (mut layout, scratch) = O::plan(shape);
+    let room = layout.part(grouped_gemm::room(ctx, shape.experts));
+    (layout, scratch, room)
+}
+
 fn start<O: Operation>(ctx: &moe_context_t, op: O, report: *mut moe_device_report_t, call: Call) -> Result<()> {
-    let (layout, scratch) = O::plan(op.shape());
+    let (layout, scratch, room) = plan::<O>(ctx, op.shape());
     let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
     match &ctx.backend {
         Backend::Cpu => ctx
@@ -155,13 +162,14 @@ fn start<O: Operation>(ctx: &moe_context_t, op: O, report: *mut moe_device_repor
         #[cfg(feature = "cuda")]
         Backend::Cuda(device) => device.run(report, call.stream, |launcher| {
             let batch_invariant = op.shape().batch_invariant;
-            op.run(&scratch, &workspace, &cuda::expert_mlp::CudaSteps { launcher, batch_invariant })
+            let room = workspace.at(room);
+            op.run(&scratch, &workspace, &cuda::expert_mlp::CudaSteps { launcher, batch_invariant, room })
         }),
     }
 }
 
 fn workspace<O: Operation>(ctx: &moe_context_t, desc: &moe_expert_mlp_desc_t) -> Result<u64> {
-    check::shape(ctx, desc).map(|shape| O::plan(&shape).0.bytes())
+    check::shape(ctx, desc).map(|shape| plan::<O>(ctx, &shape).0.bytes())
 }
 
 pub fn expert_mlp_fwd(
