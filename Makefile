@@ -6,6 +6,7 @@
 #   TORCH=0             make test without PyTorch, a download of 2.4 GB
 #   DEVICE=cuda:0       make demo and make test on a GPU
 #   QUICK=1             make demo in 20 seconds
+#   RECORD=1            make test writes its time to benches/results
 
 PREFIX ?= /usr/local
 SHELL := /bin/bash

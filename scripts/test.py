@@ -1,5 +1,10 @@
-"""make test: every test there is, stage by stage, and one line at the end that counts them."""
+"""make test: every test there is, stage by stage, and one line at the end that counts them.
 
+RECORD=1 also writes how long they took to benches/results/test.json.
+"""
+
+import datetime
+import json
 import os
 import re
 import shutil
@@ -91,6 +96,15 @@ def installed_library():
     yield CTEST, "--test-dir", BUILD, "--output-on-failure"
 
 
+def record(run, minutes):
+    sys.path.insert(0, str(ROOT / "bindings" / "python"))
+    from libmoe.bench.record import commit, cpu_name
+
+    figures = {"device": cpu_name(), "date": datetime.date.today().isoformat(), "commit": commit(), "minutes": round(minutes, 1),
+               "passed": run.passed, "failed": run.failed}
+    (ROOT / "benches/results/test.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def main():
     run = Run()
     torch = install_torch()
@@ -104,7 +118,10 @@ def main():
             print("\n== PyTorch or Transformers could not be installed: their tests are skipped", flush=True)
         device = ["--device", os.environ["DEVICE"]] if os.environ.get("DEVICE") else []
         run.stage("Python", [PYTHON, "-m", "pytest", "-q", "tests/python", *device], LIBMOE=library)
-    print(f"\n== {(time.monotonic() - run.began) / 60:.1f} minutes", *run.broken, sep="\n")
+    minutes = (time.monotonic() - run.began) / 60
+    print(f"\n== {minutes:.1f} minutes", *run.broken, sep="\n")
+    if os.environ.get("RECORD"):
+        record(run, minutes)
     print(f"{run.passed} passed, {run.failed} failed")
     sys.exit(run.failed != 0)
 
