@@ -2,7 +2,8 @@
 // w act(h), and of each row <dact, act(h)>.
 //
 // A tile is 128 columns of act. What its epilogue reads of h is copied while its products are under way, into the
-// place where the gradients are laid out to be written.
+// place where the gradients are laid out to be written. h has the gate's columns, then up's (or the gate alone), or
+// both by turns (PAIRS).
 #pragma once
 
 #include "activation.cuh"
@@ -12,15 +13,16 @@
 
 namespace hopper {
 
-template <class T, bool ACROSS, bool GATHERED> struct GluBwd : Rows<T, 128, true, ACROSS, GATHERED> {
+template <class T, bool ACROSS, bool GATHERED, bool PAIRS> struct GluBwd : Rows<T, 128, true, ACROSS, GATHERED> {
   static constexpr int COLUMNS = 128;
   static constexpr bool PREPARES = true;
   static constexpr bool ROLLED = true;
-  // Of h, 16 rows of a strip of 64 columns: the gate's, then up's.
+  // Of act; of h there are 16 rows of twice as many, 64 and then 64.
   static constexpr int STRIP = 64;
   static constexpr int STRIPS = COLUMNS / STRIP;
   static constexpr int HALF_BYTES = 16 * STRIP * 2;
   static constexpr int STAGING = STRIPS * 2 * HALF_BYTES;
+  // That have a line of 64 columns together.
   static constexpr int LANES = 8;
 
   const HopperGluBwdParams &p;
@@ -62,28 +64,30 @@ template <class T, bool ACROSS, bool GATHERED> struct GluBwd : Rows<T, 128, true
     }
 #pragma unroll
     for (int strip = 0; strip < STRIPS; ++strip) {
-      const uint32_t gate = staging + strip * (2 * HALF_BYTES), up = gate + HALF_BYTES;
+      const uint32_t h = staging + strip * (2 * HALF_BYTES);
       // Of this strip and the one behind it, the first has come.
       cp_async_wait<STRIPS - 1>();
       __syncwarp();
       uint32_t acts[STRIP / 16][4];
 #pragma unroll
       for (int block = 0; block < STRIP / 8; block += 2) {
-        const uint32_t at = staged<LANES>(gate, lane % 16, lane / 16) ^ block << 4;
         const int left = columns - strip * STRIP - block * 8;
-        differentiate(at, sums + 4 * (strip * STRIP / 8 + block), left, weights, dots, acts[block / 2]);
+        differentiate(h, block, sums + 4 * (strip * STRIP / 8 + block), left, weights, dots, acts[block / 2]);
       }
       __syncwarp();
-      store(p.dh, tile, row, p.gate_at, strip, gate);
-      if (p.formula.gated) store(p.dh, tile, row, p.up_at, strip, up);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (half == 1 && !p.formula.gated) continue;
+        store(p.dh, tile, row, h_column(tile, strip, half), h_columns(half), h + half * HALF_BYTES);
+      }
       if (p.weighted_act.data != nullptr) {
         __syncwarp();
 #pragma unroll
         for (int block = 0; block < STRIP / 8; block += 2) {
-          stmatrix(staged<LANES>(gate, lane % 16, lane / 16) ^ block << 4, acts[block / 2]);
+          stmatrix(staged<LANES>(h, lane % 16, lane / 16) ^ block << 4, acts[block / 2]);
         }
         __syncwarp();
-        store(p.weighted_act, tile, row, 0, strip, gate);
+        store(p.weighted_act, tile, row, tile.column + strip * STRIP, p.formula.ffn, h);
       }
       __syncwarp();
       // The same strip of the warp's other rows.
@@ -107,42 +111,48 @@ private:
   __device__ static int line() { return threadIdx.x % 32 / LANES; }
   __device__ static int chunk() { return threadIdx.x % LANES; }
 
-  __device__ T *place(const Matrix &matrix, const Tile &tile, int row, int first, int strip) const {
-    const int64_t column = first + tile.column + strip * STRIP + chunk() * 8;
-    return reinterpret_cast<T *>(matrix.data) + (tile.begin + tile.row + row + line()) * matrix.pitch + column;
+  // Where 64 columns of h begin, and where the columns end that they belong to.
+  __device__ int h_column(const Tile &tile, int strip, int half) const {
+    if (PAIRS) return 2 * (tile.column + strip * STRIP) + half * STRIP;
+    return (half == 0 ? p.gate_at : p.up_at) + tile.column + strip * STRIP;
+  }
+  __device__ int h_columns(int half) const {
+    if (PAIRS) return 2 * p.formula.ffn;
+    return (half == 0 ? p.gate_at : p.up_at) + p.formula.ffn;
+  }
+
+  // The lane's first 16 bytes of rows `row` and on, in the 64 columns from `column` on.
+  __device__ T *place(const Matrix &matrix, const Tile &tile, int row, int column) const {
+    return reinterpret_cast<T *>(matrix.data) + (tile.begin + tile.row + row + line()) * matrix.pitch + column + chunk() * 8;
   }
 
   // Begins to copy a strip of h, rows `row` and on; what does not exist becomes zero. One group of copies.
   __device__ void fetch(const Tile &tile, int row, int strip, uint32_t staging) const {
-    const bool exists = tile.column + strip * STRIP + chunk() * 8 < p.formula.ffn;
-    const uint32_t to = staging + strip * (2 * HALF_BYTES);
     // A tile's last rows are followed by those of another tile, or by none.
     if (row < min(tile.rows, TILE_ROWS)) {
-      const T *const gate = place(p.h, tile, row, p.gate_at, strip);
-      const T *const up = place(p.h, tile, row, p.up_at, strip);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t valid = exists && row + line() + 4 * i < tile.rows ? 16 : 0;
-        const uint32_t at = staged<LANES>(to, line() + 4 * i, chunk());
-        cp_async_16(at, gate + 4 * i * p.h.pitch, valid);
-        if (p.formula.gated) cp_async_16(at + HALF_BYTES, up + 4 * i * p.h.pitch, valid);
+      for (int half = 0; half < 2; ++half) {
+        if (half == 1 && !p.formula.gated) continue;
+        const int column = h_column(tile, strip, half);
+        const bool exists = column + chunk() * 8 < h_columns(half);
+        const uint32_t to = staging + (2 * strip + half) * HALF_BYTES;
+        const T *const from = place(p.h, tile, row, column);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t valid = exists && row + line() + 4 * i < tile.rows ? 16 : 0;
+          cp_async_16(staged<LANES>(to, line() + 4 * i, chunk()), from + 4 * i * p.h.pitch, valid);
+        }
       }
     }
     cp_async_commit();
   }
 
-  // 16 columns of 16 rows, of which `left` columns exist: h at `at` and up's half behind it become their gradients.
-  __device__ void differentiate(uint32_t at, const float *dact, int left, const float (&weights)[2], float (&dots)[2],
-                                uint32_t (&acts)[4]) const {
+  // 16 columns of 16 rows, of which `left` columns exist, from block `block` of 8 on: h becomes its gradient.
+  __device__ void differentiate(uint32_t h, int block, const float *dact, int left, const float (&weights)[2],
+                                float (&dots)[2], uint32_t (&acts)[4]) const {
     constexpr int N = 8;
     Floats<N> gate, up = {}, act;
-    uint32_t bits[4];
-    ldmatrix(bits, at);
-    unpack<T>(gate, uint4{bits[0], bits[1], bits[2], bits[3]});
-    if (p.formula.gated) {
-      ldmatrix(bits, at + HALF_BYTES);
-      unpack<T>(up, uint4{bits[0], bits[1], bits[2], bits[3]});
-    }
+    read(h, block, gate, up);
     activate_gradient<N>(p.formula, gate, up, act);
 #pragma unroll
     for (int e = 0; e < N; ++e) {
@@ -154,22 +164,65 @@ private:
       act[e] *= weight;
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      bits[i] = pack_pair<T>(gate[2 * i], gate[2 * i + 1]);
-      acts[i] = pack_pair<T>(act[2 * i], act[2 * i + 1]);
-    }
-    stmatrix(at, bits);
-    if (p.formula.gated) {
+    for (int i = 0; i < 4; ++i) acts[i] = pack_pair<T>(act[2 * i], act[2 * i + 1]);
+    write(h, block, gate, up);
+  }
+
+  // Four matrices of 8 x 8 at that block: elements 2i, 2i + 1 are of matrix i, as ldmatrix deals them out.
+  __device__ static uint32_t matrices(uint32_t strip, int block) {
+    const int lane = threadIdx.x % 32;
+    return staged<LANES>(strip, lane % 16, lane / 16) ^ block << 4;
+  }
+
+  // By turns: the same two columns of matrix i, gate and up of each.
+  __device__ static uint32_t pairs(uint32_t strip, int block, int i) {
+    const int lane = threadIdx.x % 32, t = lane % 4, of_strip = block + i / 2;
+    const uint32_t half = strip + of_strip / 4 * HALF_BYTES;
+    return staged<LANES>(half, lane / 4 + i % 2 * 8, of_strip % 4 * 2 + t / 2) + t % 2 * 8;
+  }
+
+  __device__ void read(uint32_t h, int block, Floats<8> &gate, Floats<8> &up) const {
+    if constexpr (PAIRS) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) bits[i] = pack_pair<T>(up[2 * i], up[2 * i + 1]);
-      stmatrix(at + HALF_BYTES, bits);
+      for (int i = 0; i < 4; ++i) {
+        const uint2 bits = load_shared_8(pairs(h, block, i));
+        const float2 first = unpack_pair<T>(bits.x), second = unpack_pair<T>(bits.y);
+        gate[2 * i] = first.x, up[2 * i] = first.y;
+        gate[2 * i + 1] = second.x, up[2 * i + 1] = second.y;
+      }
+    } else {
+      uint32_t bits[4];
+      ldmatrix(bits, matrices(h, block));
+      unpack<T>(gate, uint4{bits[0], bits[1], bits[2], bits[3]});
+      if (!p.formula.gated) return;
+      ldmatrix(bits, matrices(h + HALF_BYTES, block));
+      unpack<T>(up, uint4{bits[0], bits[1], bits[2], bits[3]});
     }
   }
 
-  // 16 rows of a strip that lies at `from`, into the columns from `first` on.
-  __device__ void store(const Matrix &to, const Tile &tile, int row, int first, int strip, uint32_t from) const {
-    const bool exists = tile.column + strip * STRIP + chunk() * 8 < p.formula.ffn;
-    T *const out = place(to, tile, row, first, strip);
+  __device__ void write(uint32_t h, int block, const Floats<8> &gate, const Floats<8> &up) const {
+    if constexpr (PAIRS) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint2 bits = {pack_pair<T>(gate[2 * i], up[2 * i]), pack_pair<T>(gate[2 * i + 1], up[2 * i + 1])};
+        store_shared_8(pairs(h, block, i), bits);
+      }
+    } else {
+      uint32_t bits[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bits[i] = pack_pair<T>(gate[2 * i], gate[2 * i + 1]);
+      stmatrix(matrices(h, block), bits);
+      if (!p.formula.gated) return;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bits[i] = pack_pair<T>(up[2 * i], up[2 * i + 1]);
+      stmatrix(matrices(h + HALF_BYTES, block), bits);
+    }
+  }
+
+  // 16 rows of 64 columns that lie at `from`, into those from `column` on, of which there are some up to `columns`.
+  __device__ void store(const Matrix &to, const Tile &tile, int row, int column, int columns, uint32_t from) const {
+    const bool exists = column + chunk() * 8 < columns;
+    T *const out = place(to, tile, row, column);
     uint4 bits[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) bits[i] = load_shared_16(staged<LANES>(from, line() + 4 * i, chunk()));
@@ -182,8 +235,8 @@ private:
 
 }  // namespace hopper
 
-#define HOPPER_GLU_BWD_KERNEL(NAME, T, ACROSS, GATHERED)                                                             \
+#define HOPPER_GLU_BWD_KERNEL(NAME, T, ACROSS, GATHERED, PAIRS)                                                      \
   extern "C" __global__ void __launch_bounds__(hopper::GEMM_THREADS, 1)                                              \
       hopper_glu_bwd_##NAME(const __grid_constant__ HopperGluBwdParams p) {                                          \
-    MOE_HOPPER_ONLY(hopper::run(hopper::GluBwd<T, ACROSS, GATHERED>(p)));                                            \
+    MOE_HOPPER_ONLY(hopper::run(hopper::GluBwd<T, ACROSS, GATHERED, PAIRS>(p)));                                     \
   }

@@ -34,10 +34,10 @@ protected:
     return {work.group, work.begin, row, place.column * width, rows, depth, place.shared, {0, 0}};
   }
 
-  // Where a tile goes in a matrix that has 16 bytes at a time: its columns of those that begin at `first`.
+  // Where a tile goes in a matrix that takes 16 bytes at a time: columns `first` and on, so many of which exist.
   __device__ static Target plain_target(const Matrix &matrix, const Tile &tile, int first, int columns) {
     Target to = {};
-    to.data = matrix.data + ((tile.begin + tile.row) * matrix.pitch + first + tile.column) * int64_t(sizeof(T));
+    to.data = matrix.data + ((tile.begin + tile.row) * matrix.pitch + first) * int64_t(sizeof(T));
     to.pitch = matrix.pitch;
     to.rows = tile.rows;
     to.columns = columns;

@@ -46,6 +46,12 @@ template <> __device__ inline uint32_t pack_pair<__half>(float x, float y) {
   return bits;
 }
 
+template <class T> __device__ inline float2 unpack_pair(uint32_t bits) {
+  struct alignas(4) { T x, y; } pair;
+  memcpy(&pair, &bits, sizeof bits);
+  return {to_float(pair.x), to_float(pair.y)};
+}
+
 // 16 bytes of shared memory as floats.
 template <class T> __device__ inline void unpack(float (&values)[8], uint4 bits) {
   Pack<T> pack;

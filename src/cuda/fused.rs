@@ -78,6 +78,28 @@ pub struct HopperGluBwdParams {
     pub report: *mut moe_device_report_t,
 }
 
+/// The kernels of a stem by dtype, gathered or not, and layout; `of` makes one entry of a name.
+macro_rules! kernels {
+    ($stem:literal, $of:ident) => {
+        [
+            [
+                [$of!($stem, "out_in_bf16"), $of!($stem, "in_out_bf16")],
+                [$of!($stem, "gathered_out_in_bf16"), $of!($stem, "gathered_in_out_bf16")],
+            ],
+            [
+                [$of!($stem, "out_in_fp16"), $of!($stem, "in_out_fp16")],
+                [$of!($stem, "gathered_out_in_fp16"), $of!($stem, "gathered_in_out_fp16")],
+            ],
+        ]
+    };
+}
+
+macro_rules! name {
+    ($stem:literal, $name:literal) => {
+        concat!($stem, $name)
+    };
+}
+
 /// Columns of act that a tile of the backward has, and bytes in which each warp lays out what it reads of h.
 const BWD_COLUMNS: i64 = DOT_COLUMNS;
 const BWD_STAGING: i64 = 8192;
@@ -90,6 +112,24 @@ fn w1_boxes(p: &LinearActivate, weight: &Grouped, outputs: i64, columns: i64) ->
 fn w2_boxes(p: &LinearActivateBackward) -> Boxes {
     let Shape { w2_layout, hidden, .. } = &p.shape;
     weight_boxes(&p.w2, p.groups.count, w2_layout.transposed(), p.shape.activation.ffn, *hidden, BWD_COLUMNS)
+}
+
+/// How h holds what the kernels take: GluForm of kernels/hopper_glu.cuh.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Halves,
+    Pairs,
+    Single,
+}
+
+/// None: by blocks that are no halves.
+fn form(activation: &Activation) -> Option<Form> {
+    match activation {
+        Activation { gated: false, .. } => Some(Form::Single),
+        Activation { ffn, block, .. } if block == ffn => Some(Form::Halves),
+        Activation { block: 1, up_first: false, .. } => Some(Form::Pairs),
+        _ => None,
+    }
 }
 
 /// Where the gate's and up's columns of h begin.
@@ -113,31 +153,34 @@ fn halves_are_aligned<const N: usize>(activation: &Activation, matrices: [Option
 
 pub fn takes_linear_activate(device: &Device, p: &LinearActivate, room: *mut TensorMap) -> bool {
     let activation = &p.shape.activation;
-    let outputs = if p.fc1.up.is_some() { activation.ffn } else { 2 * activation.ffn };
     is_hopper(device)
         && is_narrow(p.shape.dtype)
-        && activation.gated
-        && activation.block == activation.ffn
+        && form(activation).is_some()
         && p.shape.hidden < 1 << 30
-        && counts_fit(p.groups.rows_max, p.groups.count, p.groups.rows_max, 2 * activation.ffn)
+        && counts_fit(p.groups.rows_max, p.groups.count, p.groups.rows_max, activation.hidden())
         && rows_fit(&p.input.x, &p.input.gather, p.groups.rows_max, p.shape.hidden)
         && halves_are_aligned(activation, [Some(&p.act), p.h.as_ref()])
         && [Some(p.fc1.w1), p.fc1.up]
             .iter()
             .flatten()
-            .all(|weight| weight_fits(weight, w1_boxes(p, weight, outputs, 128), room))
+            .all(|weight| weight_fits(weight, w1_boxes(p, weight, w1_outputs(p), 128), room))
+}
+
+/// Columns of h that W1, or each of its tensors, makes.
+fn w1_outputs(p: &LinearActivate) -> i64 {
+    if p.fc1.up.is_some() { p.shape.activation.ffn } else { p.shape.activation.hidden() }
 }
 
 pub fn linear_activate(launcher: &Launcher, p: &LinearActivate, room: *mut TensorMap) -> Result<()> {
     let activation = &p.shape.activation;
     let out_in = p.shape.w1_layout == WeightLayout::OutIn;
-    let (ffn, split) = (activation.ffn, p.fc1.up.is_some());
+    let (split, form) = (p.fc1.up.is_some(), form(activation).unwrap_or(Form::Halves));
     // A block of 64 columns across is of one half alone; the widest by turns has no room for a bias (BIASED).
-    let shape = best_shape(2 * ffn, p.shape.hidden, 2.0, |shape| {
-        shape.columns != 192 || out_in && p.fc1.bias.is_none()
+    let shape = best_shape(activation.hidden(), p.shape.hidden, 2.0, |shape| {
+        shape.columns != 192 || form == Form::Halves && out_in && p.fc1.bias.is_none()
     });
     let columns = SHAPES[shape].columns;
-    let outputs = if split { ffn } else { 2 * ffn };
+    let outputs = w1_outputs(p);
     let boxes = |weight| w1_boxes(p, weight, outputs, columns);
     let gate_boxes = boxes(&p.fc1.w1).source_of(launcher, &p.fc1.w1, room)?;
     let up_boxes = match &p.fc1.up {
@@ -167,26 +210,26 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate, room: *mut Tenso
         act: p.act,
         report: launcher.report,
     };
-    const KERNELS: [[[[&str; 3]; 2]; 2]; 2] = [
-        [
-            [widths!("hopper_glu_out_in_bf16"), widths!("hopper_glu_in_out_bf16")],
-            [widths!("hopper_glu_gathered_out_in_bf16"), widths!("hopper_glu_gathered_in_out_bf16")],
-        ],
-        [
-            [widths!("hopper_glu_out_in_fp16"), widths!("hopper_glu_in_out_fp16")],
-            [widths!("hopper_glu_gathered_out_in_fp16"), widths!("hopper_glu_gathered_in_out_fp16")],
-        ],
+    const KERNELS: [[[[[&str; 3]; 2]; 2]; 2]; 3] = [
+        kernels!("hopper_glu_", widths),
+        kernels!("hopper_glu_pairs_", widths),
+        kernels!("hopper_glu_single_", widths),
     ];
-    let of_dtype = &KERNELS[usize::from(p.shape.dtype == Dtype::Fp16)];
-    let kernel = of_dtype[usize::from(p.input.gather.is_some())][usize::from(!out_in)][shape];
-    launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, 2 * ffn, columns), STAGING, params)
+    let kernel = pick(&KERNELS[form as usize], p.shape.dtype, &p.input.gather, !out_in)[shape];
+    let tiles = tiles_of(&p.groups, activation.hidden(), columns);
+    launch(launcher, kernel, p.groups.count, columns, tiles, STAGING, params)
+}
+
+/// Of kernels by dtype, gathered or not, and layout.
+fn pick<'a, T>(kernels: &'a [[[T; 2]; 2]; 2], dtype: Dtype, gather: &Option<Gather>, across: bool) -> &'a T {
+    &kernels[usize::from(dtype == Dtype::Fp16)][usize::from(gather.is_some())][usize::from(across)]
 }
 
 pub fn takes_linear_activate_backward(device: &Device, p: &LinearActivateBackward, room: *mut TensorMap) -> bool {
     let activation = &p.shape.activation;
     is_hopper(device)
         && is_narrow(p.shape.dtype)
-        && (!activation.gated || activation.block == activation.ffn)
+        && form(activation).is_some()
         && p.shape.hidden < 1 << 30
         && counts_fit(p.groups.rows_max, p.groups.count, p.groups.rows_max, activation.ffn)
         && rows_fit(&p.dy, &p.gather, p.groups.rows_max, p.shape.hidden)
@@ -219,19 +262,10 @@ pub fn linear_activate_backward(launcher: &Launcher, p: &LinearActivateBackward,
         dots_of_row: p.shape.dot_parts(),
         report: launcher.report,
     };
-    const KERNELS: [[[&str; 2]; 2]; 2] = [
-        [
-            ["hopper_glu_bwd_out_in_bf16", "hopper_glu_bwd_in_out_bf16"],
-            ["hopper_glu_bwd_gathered_out_in_bf16", "hopper_glu_bwd_gathered_in_out_bf16"],
-        ],
-        [
-            ["hopper_glu_bwd_out_in_fp16", "hopper_glu_bwd_in_out_fp16"],
-            ["hopper_glu_bwd_gathered_out_in_fp16", "hopper_glu_bwd_gathered_in_out_fp16"],
-        ],
-    ];
+    const KERNELS: [[[[&str; 2]; 2]; 2]; 2] = [kernels!("hopper_glu_bwd_", name), kernels!("hopper_glu_bwd_pairs_", name)];
     let across = p.shape.w2_layout.transposed() == WeightLayout::InOut;
-    let of_dtype = &KERNELS[usize::from(p.shape.dtype == Dtype::Fp16)];
-    let kernel = of_dtype[usize::from(p.gather.is_some())][usize::from(across)];
+    let pairs = form(activation) == Some(Form::Pairs);
+    let kernel = pick(&KERNELS[usize::from(pairs)], p.shape.dtype, &p.gather, across);
     let tiles = tiles_of(&p.groups, activation.ffn, BWD_COLUMNS);
     launch(launcher, kernel, p.groups.count, BWD_COLUMNS, tiles, BWD_STAGING, params)
 }

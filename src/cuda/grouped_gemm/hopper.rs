@@ -15,8 +15,8 @@ use crate::tensor::{Grouped, Matrix};
 
 /// The kernels of a stem, in the order of SHAPES.
 macro_rules! widths {
-    ($stem:literal) => {
-        [concat!($stem, "_128"), concat!($stem, "_192"), concat!($stem, "_256")]
+    ($($part:literal),+) => {
+        [concat!($($part,)+ "_128"), concat!($($part,)+ "_192"), concat!($($part,)+ "_256")]
     };
 }
 
