@@ -14,9 +14,6 @@ constexpr static const uint32_t THREADS = 256;
 
 constexpr static const uint32_t SHARED = ((4 * (128 + 256)) * 64);
 
-/// Tiles that the teams of a block take by turns, or together.
-struct Shape;
-
 /// Forward and dgrad: `Linear` of src/ops/grouped_gemm.rs.
 struct LinearParams {
   Groups groups;
@@ -64,7 +61,5 @@ struct BiasGradParams {
   float beta;
   moe_device_report_t *report;
 };
-
-
 
 #endif  // MOE_PARAMS_GROUPED_GEMM_H

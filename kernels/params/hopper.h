@@ -5,9 +5,6 @@
 
 #include "types.h"
 
-/// Tiles that the teams of a block take by turns, or together.
-struct Shape;
-
 struct HopperLinearParams {
   /// Unused where A is gathered.
   BoxSource a_boxes;
@@ -27,7 +24,5 @@ struct HopperWgradParams {
   /// `out` is written with rows and columns swapped.
   bool transposed;
 };
-
-
 
 #endif  // MOE_PARAMS_HOPPER_H

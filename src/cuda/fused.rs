@@ -2,9 +2,10 @@
 
 use super::activation::Formula;
 use super::grouped_gemm::hopper::{
-    SHAPES, STAGING, best_shape, counts_fit, is_hopper, is_narrow, launch, row_source, rows_fit, tiles_of, weight_boxes,
+    STAGING, counts_fit, is_hopper, is_narrow, launch, row_source, rows_fit, tiles_of, weight_boxes,
     weight_fits,
 };
+use super::grouped_gemm::shapes::{SHAPES, best_shape};
 use super::grouped_gemm::tensor_map::{BoxSource, Boxes, TensorMap};
 use super::{Device, Launcher};
 use crate::abi::types::moe_device_report_t;
@@ -176,7 +177,7 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate, room: *mut Tenso
     let out_in = p.shape.w1_layout == WeightLayout::OutIn;
     let (split, form) = (p.fc1.up.is_some(), form(activation).unwrap_or(Form::Halves));
     // A block of 64 columns across is of one half alone; the widest by turns has no room for a bias (BIASED).
-    let shape = best_shape(activation.hidden(), p.shape.hidden, 2.0, |shape| {
+    let shape = best_shape(activation.hidden(), p.shape.hidden, 2.0, p.input.gather.is_some(), |shape| {
         shape.columns != 192 || form == Form::Halves && out_in && p.fc1.bias.is_none()
     });
     let columns = SHAPES[shape].columns;

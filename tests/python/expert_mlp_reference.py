@@ -253,10 +253,17 @@ class Run:
         w = np.where(self.p.present[:, None, None], w, np.nan)
         w = w if layout == "OUT_IN" else w.swapaxes(1, 2)
         if not by_pointers:
-            return array(w, self.case.dtype)
+            return self.somewhere(w)
         if not self.p.present.any():
             return {"pointers": array(np.zeros(len(w)), "int64"), "dtype": self.case.dtype}
-        return [array(w[e], self.case.dtype) if self.p.present[e] else None for e in range(len(w))]
+        return [self.somewhere(w[e]) if self.p.present[e] else None for e in range(len(w))]
+
+    def somewhere(self, w):
+        """A copy that begins at a multiple of 16 bytes, or at any element."""
+        first = int(self.p.rng.integers(0, 8)) if self.p.rng.random() < 0.3 else 0
+        place = array(np.zeros(w.size + first), self.case.dtype)[first:].reshape(w.shape)
+        place[...] = array(w, self.case.dtype)
+        return place
 
     def pitched(self, x):
         wide = np.full((x.shape[0], x.shape[1] + self.case.pad), np.nan)

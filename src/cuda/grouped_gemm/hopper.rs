@@ -1,7 +1,6 @@
 //! Grouped GEMM by Hopper's wgmma and TMA (kernels/hopper_gemm.cuh): which problems it takes, and its launches.
 
-use std::sync::LazyLock;
-
+use super::shapes::{SHAPES, Shape, best_shape};
 use super::tensor_map::{BoxSource, Boxes, TensorMap};
 use super::{LinearParams, WgradParams, linear_params};
 use crate::cuda::device::Device;
@@ -56,39 +55,6 @@ pub(crate) const STAGING: i64 = 2048;
 const BARRIERS: i64 = 16 * MAX_STAGES as i64 + 32;
 /// Bytes of a group in the schedule.
 const WORK: i64 = 16;
-
-/// Tiles that the teams of a block take by turns, or together.
-#[derive(Clone, Copy)]
-pub struct Shape {
-    pub columns: i64,
-    /// What part of the units' peak the products of such tiles reach.
-    rate: f64,
-    /// Steps of the reduction that a tile's epilogue costs besides.
-    epilogue: f64,
-}
-
-pub const SHAPES: [Shape; 3] = [
-    Shape { columns: 128, rate: 0.87, epilogue: 0.5 },
-    Shape { columns: 192, rate: 1.0, epilogue: 0.0 },
-    Shape { columns: 256, rate: 1.04, epilogue: 3.0 },
-];
-
-/// MOE_TUNE_COLUMNS takes tiles of that width alone: to measure what SHAPES says.
-static FORCED: LazyLock<Option<i64>> =
-    LazyLock::new(|| std::env::var("MOE_TUNE_COLUMNS").ok().and_then(|columns| columns.parse().ok()));
-
-/// The place in SHAPES of what takes least time for outputs of `columns` and a reduction of about `depth`, where the
-/// epilogue costs so many times that of a plain store.
-pub fn best_shape(columns: i64, depth: i64, epilogue: f64, allowed: impl Fn(&Shape) -> bool) -> usize {
-    let cost = |shape: &Shape| {
-        let tiles = (columns as f64 / shape.columns as f64).ceil();
-        let steps = (depth as f64 / 64.0).ceil();
-        tiles * shape.columns as f64 * (steps + epilogue * shape.epilogue) / shape.rate
-    };
-    let shapes = (0..SHAPES.len()).filter(|&shape| allowed(&SHAPES[shape]));
-    let shapes = shapes.filter(|&shape| FORCED.is_none_or(|columns| SHAPES[shape].columns == columns));
-    shapes.min_by(|&a, &b| cost(&SHAPES[a]).total_cmp(&cost(&SHAPES[b]))).unwrap_or(0)
-}
 
 pub fn is_hopper(device: &Device) -> bool {
     HOPPER && device.capability == 90
@@ -180,7 +146,7 @@ pub fn takes_linear(device: &Device, p: &Linear, room: *mut TensorMap) -> bool {
 pub fn linear(launcher: &Launcher, p: &Linear, room: *mut TensorMap) -> Result<()> {
     // kernels/hopper_linear.cuh: NARROW.
     let narrow = p.c.dtype != Dtype::Fp32 && !p.output.mode.add && p.output.mode.device.is_null();
-    let shape = best_shape(p.n, p.k, 1.0, |shape| narrow || shape.columns != 192);
+    let shape = best_shape(p.n, p.k, 1.0, p.gather.is_some(), |shape| narrow || shape.columns != 192);
     let Shape { columns, .. } = SHAPES[shape];
     let across = p.layout == WeightLayout::InOut;
     let mut params = HopperLinearParams {
@@ -243,7 +209,7 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
         p
     };
     let depth = p.groups.rows_max / p.groups.count;
-    let shape = best_shape(p.columns, depth, 1.0, |_| true);
+    let shape = best_shape(p.columns, depth, 1.0, gathered || transposed, |_| true);
     let Shape { columns, .. } = SHAPES[shape];
     let mut params = HopperWgradParams {
         a_boxes: BoxSource::ABSENT,

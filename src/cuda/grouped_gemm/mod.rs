@@ -2,6 +2,7 @@
 
 #[macro_use]
 pub mod hopper;
+pub mod shapes;
 pub mod tensor_map;
 
 use super::{Launch, Launcher};

@@ -77,15 +77,20 @@ impl Boxes {
     pub fn fits(&self) -> bool {
         let aligned = |elements: i64| elements * 2 % ALIGNMENT == 0;
         aligned(self.pitch)
+            && self.pitch >= self.columns + self.inner()
             && (self.groups == 1 || aligned(self.group_stride) && self.group_stride > 0)
             && [self.groups, self.rows, self.columns].iter().all(|&size| (1..(1 << 31) - 8).contains(&size))
-            && self.pitch > 0
             && self.pitch.max(self.group_stride) < 1 << 38
+    }
+
+    /// Elements from the multiple of 16 bytes below to `data`.
+    fn inner(&self) -> i64 {
+        self.data.addr() as i64 % ALIGNMENT / 2
     }
 
     /// Where `data` lies. Boxes may begin anywhere in a row, so that the map's address need not be that of the data.
     pub fn source(&self, launcher: &Launcher) -> Result<BoxSource> {
-        let inner = self.data.addr() as i64 % ALIGNMENT / 2;
+        let inner = self.inner();
         let data = self.data.wrapping_sub(2 * inner as usize);
         let map = Boxes { data, columns: self.columns + inner, ..*self }.map(launcher)?;
         Ok(BoxSource { map, inner: inner as i32, ..BoxSource::ABSENT })

@@ -1,0 +1,75 @@
+"""Measures what src/cuda/grouped_gemm/shapes.rs says of each width of tiles, on a Hopper GPU, and prints its table.
+
+    cargo build --release --features tune --target-dir target/tune
+    LIBMOE=target/tune/release/libmoe.so PYTHONPATH=bindings/python python3 benches/tune/tune.py
+
+A forward's time is modelled as rows * columns * (steps + epilogue) / rate, columns and steps rounded up to whole tiles and to 64;
+rate and epilogue of each width are the least squares of the relative errors. Written to benches/results/tune.json.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WIDTHS = (128, 192, 256)
+# Outputs, reduction; rows and experts are the same for all.
+PROBLEMS = [(n, k) for n in (1536, 2048, 3072, 4096, 7168) for k in (256, 512, 768, 1024, 2048, 4096)]
+ROWS, EXPERTS = 32768, 16
+
+
+def measure():
+    """Seconds of each problem, rows as they lie and gathered, with the width that the environment asks for."""
+    import libmoe
+    import torch
+    from libmoe.bench import method
+
+    randn = lambda *size: torch.empty(size, device="cuda", dtype=torch.bfloat16).normal_()
+    offsets = torch.arange(EXPERTS + 1, device="cuda") * (ROWS // EXPERTS)
+    index = torch.randperm(ROWS, device="cuda", dtype=torch.int32)
+    times = []
+    with libmoe.Context("cuda:0") as ctx:
+        for n, k in PROBLEMS:
+            a, b, c = randn(ROWS, k), randn(EXPERTS, n, k), randn(ROWS, n)
+            desc = dict(dtype=libmoe.DTYPE_BF16, rows_max=ROWS, num_groups=EXPERTS, n=n, k=k)
+            args = dict(a=a, b=b, c=c, group_offsets=offsets, a_rows=ROWS)
+            calls = {"plain": args, "gathered": dict(args, row_index=index)}
+            timings = method.time_gpu({name: [ctx.prepare("grouped_gemm_fwd", desc, x)] for name, x in calls.items()}, replays=10)
+            times.append({name: timing.median for name, timing in timings.items()})
+    return times
+
+
+def up(length, size):
+    return -(-length // size) * size
+
+
+def fit(width, seconds):
+    """Seconds a product of 64, and what an epilogue costs in such products: relative least squares."""
+    import numpy as np
+
+    work = np.array([[ROWS * up(n, width) * up(k, 64) / 64, ROWS * up(n, width)] for n, k in PROBLEMS])
+    cost, *_ = np.linalg.lstsq(work / np.array(seconds)[:, None], np.ones(len(seconds)), rcond=None)
+    return cost[0], max(cost[1] / cost[0], 0.0)
+
+
+def main():
+    if "--measure" in sys.argv:
+        return print(json.dumps(measure()))
+    times = {}
+    for width in WIDTHS:
+        run = subprocess.run([sys.executable, __file__, "--measure"], env={**os.environ, "MOE_TUNE_COLUMNS": str(width)},
+                             capture_output=True, text=True, check=True)
+        times[width] = json.loads(run.stdout.splitlines()[-1])
+    fitted = {name: {width: fit(width, [t[name] for t in times[width]]) for width in WIDTHS} for name in ("plain", "gathered")}
+    for width in WIDTHS:
+        rates = ", ".join(f"{fitted['plain'][192][0] / fitted[name][width][0]:.2f}" for name in fitted)
+        print(f"    Shape {{ columns: {width}, rate: [{rates}], epilogue: {fitted['plain'][width][1]:.1f} }},")
+    from libmoe.bench import method, record
+    details = {**method.gpu_state(), "commit": record.commit(), "problems": PROBLEMS, "seconds": times, "fitted": fitted}
+    (ROOT / "benches/results/tune.json").write_text(json.dumps(details, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
