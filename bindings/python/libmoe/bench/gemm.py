@@ -38,47 +38,50 @@ def limit(shape: Shape, case: str, rows_per_expert: list[int], tile: int = 64) -
     return stage(2 * padded * n * k, 2 * (rows * (n + k) + used * n * k))
 
 
+def rates(ctx, counts, n: int, k: int, across: bool = False, replays: int = 20) -> dict:
+    """TFLOP/s of libmoe, torch and the dense GEMM at C[M, n] = A[M, k] B, `counts` rows a group; B [E, k, n] where `across`."""
+    import torch
+
+    randn = lambda *size: torch.empty(size, device="cuda", dtype=torch.bfloat16).normal_()
+    gmm = getattr(torch.nn.functional, "grouped_mm", None) or torch._grouped_mm
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    rows, groups, ends = int(offsets[-1]), len(counts), offsets[1:].int()
+    a, c = randn(rows, k), torch.empty(rows, n, device="cuda", dtype=torch.bfloat16)
+    b = randn(groups, *((k, n) if across else (n, k)))
+    desc = dict(dtype=libmoe.DTYPE_BF16, rows_max=rows, num_groups=groups)
+    if across:
+        ours = ctx.prepare("grouped_gemm_bwd", dict(desc, n=k, k=n), dict(dc=a, b=b, da=c, group_offsets=offsets))
+    else:
+        ours = ctx.prepare("grouped_gemm_fwd", dict(desc, n=n, k=k), dict(a=a, b=b, c=c, group_offsets=offsets, a_rows=rows))
+    theirs = b if across else b.transpose(1, 2)
+    timings = method.time_gpu({
+        "libmoe": [ours], "torch grouped_mm": [lambda: gmm(a, theirs, offs=ends)],
+        "dense": [lambda: torch.mm(a, theirs[0], out=c)],
+    }, replays=replays)
+    return {variant: 2 * rows * n * k / t.median / 1e12 for variant, t in timings.items()}
+
+
 @functools.lru_cache(maxsize=None)
 def measured(ctx, name: str, kind: str) -> dict[str, dict]:
     """Of each case TFLOP/s of libmoe, torch and the dense GEMM, and of the limit."""
     import torch
 
     shape = SHAPES[name]
-    randn = lambda *size: torch.empty(size, device="cuda", dtype=torch.bfloat16).normal_()
-    gmm = getattr(torch.nn.functional, "grouped_mm", None) or torch._grouped_mm
     ids, _ = routing(shape.T, shape.E, shape.K, kind)
     counts = torch.bincount(ids.flatten().long(), minlength=shape.E)
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    ends = offsets[1:].int()
     result = {}
     for case in CASES:
         n, k = sizes(shape, case)
-        a, c = randn(shape.rows, k), torch.empty(shape.rows, n, device="cuda", dtype=torch.bfloat16)
         # W1 [E, 2f, d] and W2 [E, d, f]: dgrad reads W1 across.
-        across = case == "dgrad"
-        b = randn(shape.E, *((k, n) if across else (n, k)))
-        desc = dict(dtype=libmoe.DTYPE_BF16, rows_max=shape.rows, num_groups=shape.E)
-        if across:
-            ours = ctx.prepare("grouped_gemm_bwd", dict(desc, n=k, k=n), dict(dc=a, b=b, da=c, group_offsets=offsets))
-        else:
-            ours = ctx.prepare("grouped_gemm_fwd", dict(desc, n=n, k=k),
-                               dict(a=a, b=b, c=c, group_offsets=offsets, a_rows=shape.rows))
-        theirs = b if across else b.transpose(1, 2)
-        timings = method.time_gpu({
-            "libmoe": [ours], "torch grouped_mm": [lambda: gmm(a, theirs, offs=ends)],
-            "dense": [lambda: torch.mm(a, theirs[0], out=c)],
-        }, replays=20)
-        flops = 2 * shape.rows * n * k
-        result[case] = {variant: flops / t.median / 1e12 for variant, t in timings.items()}
-        result[case]["limit"] = flops / limit(shape, case, counts.tolist()) / 1e12
-        del a, b, c, ours, theirs
+        result[case] = rates(ctx, counts, n, k, across=case == "dgrad")
+        result[case]["limit"] = 2 * shape.rows * n * k / limit(shape, case, counts.tolist()) / 1e12
         torch.cuda.empty_cache()
     return result
 
 
-def best_peer(name: str, case: str, kind: str, rates: dict, device: str) -> tuple[float, str]:
+def best_peer(name: str, case: str, kind: str, found: dict, device: str) -> tuple[float, str]:
     published = DEEPGEMM.get((name, case), (0, 0))[kind == "skewed"] if "H200" in device else 0
-    torch_rate = rates["torch grouped_mm"]
+    torch_rate = found["torch grouped_mm"]
     return (published, "DeepGEMM, published") if published > torch_rate else (torch_rate, "torch grouped_mm")
 
 
@@ -91,12 +94,12 @@ def run(ctx) -> tuple[list[dict], dict]:
     state = method.gpu_state()
     device, rows, ratios, shapes = state.get("device", ""), [], [], {}
     for name in SHAPES:
-        for case, rates in measured(ctx, name, "uniform").items():
-            peer, peer_name = best_peer(name, case, "uniform", rates, device)
-            ratio = rates["libmoe"] / peer
+        for case, found in measured(ctx, name, "uniform").items():
+            peer, peer_name = best_peer(name, case, "uniform", found, device)
+            ratio = found["libmoe"] / peer
             ratios.append(ratio)
-            shapes[f"{name} {case}"] = rates
-            rows.append(record.row(KEY, f"{name} {case}", "uniform", "TFLOP/s", WANTED, ours=rates["libmoe"], peer=peer,
-                                   peer_name=peer_name, ratio=ratio, device=device, dense=rates["dense"], **verdict(ratio >= 0.98)))
+            shapes[f"{name} {case}"] = found
+            rows.append(record.row(KEY, f"{name} {case}", "uniform", "TFLOP/s", WANTED, ours=found["libmoe"], peer=peer,
+                                   peer_name=peer_name, ratio=ratio, device=device, dense=found["dense"], **verdict(ratio >= 0.98)))
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     return rows, {**state, "geometric mean": mean, "TFLOP/s": shapes}

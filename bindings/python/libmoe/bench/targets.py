@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from . import gemm, gemm_skew, wgrad, cpu, decode, dispatch, host, portable, router, router_logits, sinkhorn, transformers_step
+from . import (
+    cpu,
+    decode,
+    dispatch,
+    gemm,
+    gemm_skew,
+    gemm_tokens,
+    host,
+    portable,
+    router,
+    router_logits,
+    sinkhorn,
+    stages,
+    transformers_step,
+    wgrad,
+)
 from .mlp import mlp_fwd, mlp_memory, mlp_train
 
 # Each module gives KEY, ROWS (shape, routing), NEEDS ("gpu" or "cpu") and run(ctx) -> (rows, detail).
-SECTIONS = (gemm, gemm_skew, wgrad, mlp_fwd, mlp_train, mlp_memory, host, cpu, portable, router_logits, router, sinkhorn, dispatch, decode, transformers_step)
+SECTIONS = (
+    gemm, gemm_skew, gemm_tokens, wgrad, mlp_fwd, mlp_train, mlp_memory, stages, decode, dispatch, router_logits, router, sinkhorn,
+    host, cpu, portable, transformers_step,
+)
