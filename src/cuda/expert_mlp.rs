@@ -10,7 +10,9 @@ use crate::error::Result;
 use crate::groups::{Gather, Groups, RowWeights};
 use crate::ops::activation::{Backward, Forward};
 use crate::ops::dispatch::{CombineFwd, DispatchBwd};
-use crate::ops::expert_mlp::{LinearActivate, LinearActivateBackward, OVERWRITE, PresentSizes, RowDots, ScaleRows, Steps, ZeroGaps};
+use crate::ops::expert_mlp::{
+    LinearActivate, LinearActivateBackward, OVERWRITE, PresentSizes, RowDots, ScaleRows, Steps, ZeroGaps,
+};
 use crate::ops::grouped_gemm::{BiasGrad, Linear, Wgrad};
 use crate::tensor::Matrix;
 
@@ -229,7 +231,8 @@ impl CudaSteps<'_> {
         // A thread a row, a warp 32 rows of one group.
         let warps = groups.rows_max / 32 + groups.count.min(groups.rows_max);
         let grid = row_grid(self.launcher.device, warps, 32);
-        self.launcher.launch(&Launch { kernel: "expert_mlp_row_sums", grid, block: ROW_THREADS, ..Default::default() }, &params)
+        self.launcher
+            .launch(&Launch { kernel: "expert_mlp_row_sums", grid, block: ROW_THREADS, ..Default::default() }, &params)
     }
 
     /// One launch of the kernel for `dtype`, of fp32, fp16 and bf16.

@@ -2,8 +2,7 @@
 
 use super::activation::Formula;
 use super::grouped_gemm::hopper::{
-    STAGING, counts_fit, is_hopper, is_narrow, launch, row_source, rows_fit, tiles_of, weight_boxes,
-    weight_fits,
+    STAGING, counts_fit, is_hopper, is_narrow, launch, row_source, rows_fit, tiles_of, weight_boxes, weight_fits,
 };
 use super::grouped_gemm::shapes::{SHAPES, best_shape};
 use super::grouped_gemm::tensor_map::{BoxSource, Boxes, TensorMap};
@@ -263,7 +262,8 @@ pub fn linear_activate_backward(launcher: &Launcher, p: &LinearActivateBackward,
         dots_of_row: p.shape.dot_parts(),
         report: launcher.report,
     };
-    const KERNELS: [[[[&str; 2]; 2]; 2]; 2] = [kernels!("hopper_glu_bwd_", name), kernels!("hopper_glu_bwd_pairs_", name)];
+    const KERNELS: [[[[&str; 2]; 2]; 2]; 2] =
+        [kernels!("hopper_glu_bwd_", name), kernels!("hopper_glu_bwd_pairs_", name)];
     let across = p.shape.w2_layout.transposed() == WeightLayout::InOut;
     let pairs = form(activation) == Some(Form::Pairs);
     let kernel = pick(&KERNELS[usize::from(pairs)], p.shape.dtype, &p.gather, across);

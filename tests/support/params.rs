@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The sources of types.h.
-const GROUND: &[&str] =
-    &["src/tensor.rs", "src/check.rs", "src/groups.rs", "src/cuda/grouped_gemm/tensor_map.rs"];
+const GROUND: &[&str] = &["src/tensor.rs", "src/check.rs", "src/groups.rs", "src/cuda/grouped_gemm/tensor_map.rs"];
 
 /// Each file of kernels/params and its text.
 pub fn generate() -> BTreeMap<String, String> {

@@ -234,7 +234,7 @@ fn packs(matrices: &[&Matrix], columns: i64) -> bool {
 fn access(matrices: &[&Matrix], columns: i64) -> i64 {
     matrices.iter().fold(16, |bytes, matrix| {
         let size = matrix.dtype.size();
-        let all = bytes | matrix.data.addr() as i64 | matrix.pitch * size | columns * size;
+        let all = bytes | matrix.data.addr() as i64 | (matrix.pitch * size) | (columns * size);
         all & -all
     })
 }

@@ -156,7 +156,8 @@ pub fn linear(launcher: &Launcher, p: &Linear, room: *mut TensorMap) -> Result<(
         stages: 0,
     };
     const KERNELS: [[[[&str; 3]; 2]; 2]; 2] = linear_kernels();
-    let kernel = KERNELS[usize::from(p.a.dtype == Dtype::Fp16)][usize::from(p.gather.is_some())][usize::from(across)][shape];
+    let kernel =
+        KERNELS[usize::from(p.a.dtype == Dtype::Fp16)][usize::from(p.gather.is_some())][usize::from(across)][shape];
     launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, p.n, columns), STAGING, |stages| {
         params.stages = stages;
         params

@@ -6,7 +6,6 @@ pub mod shapes;
 pub mod tensor_map;
 
 use super::{Launch, Launcher};
-use tensor_map::TensorMap;
 use crate::abi::types::*;
 use crate::check::OutputMode;
 use crate::dtype::Dtype;
@@ -14,6 +13,7 @@ use crate::error::Result;
 use crate::groups::{Gather, Groups, RowWeights};
 use crate::ops::grouped_gemm::{BiasGrad, Linear, WeightLayout, Wgrad};
 use crate::tensor::{Grouped, Matrix};
+use tensor_map::TensorMap;
 
 /// Forward and dgrad: `Linear` of src/ops/grouped_gemm.rs.
 #[repr(C)]

@@ -12,7 +12,8 @@ use crate::workspace::{Layout, Part, Workspace};
 use super::fc1::{Fc1, Input, halves};
 use super::wgrad::Grads;
 use super::{
-    ADD, LinearActivateBackward, OVERWRITE, Operation, Routing, RowDots, ScaleRows, Shape, Steps, WeightsAt, ZeroGaps, present_groups,
+    ADD, LinearActivateBackward, OVERWRITE, Operation, Routing, RowDots, ScaleRows, Shape, Steps, WeightsAt, ZeroGaps,
+    present_groups,
 };
 
 pub struct Backward {

@@ -117,6 +117,7 @@ impl Fc1 {
     }
 
     /// act[R, f] without h: some columns at a time by way of `room`.
+    #[allow(clippy::too_many_arguments)]
     fn act_by_parts(
         &self,
         shape: &Shape,
