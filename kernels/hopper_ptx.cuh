@@ -173,4 +173,8 @@ __device__ inline void store_shared_8(uint32_t to, uint2 value) {
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(value.x), "r"(value.y) : "memory");
 }
 
+__device__ inline void store_shared_4(uint32_t to, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+}
+
 }  // namespace hopper

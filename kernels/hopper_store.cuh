@@ -214,7 +214,7 @@ __device__ inline void store_transposed(const Target &to, int row, const float (
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float value = to.alpha * sums[strip * 16 + block * 4 + i];
-        asm volatile("st.shared.f32 [%0], %1;" ::"r"(place(block * 8 + t * 2 + i % 2, g + i / 2 * 8)), "f"(value) : "memory");
+        store_shared_4(place(block * 8 + t * 2 + i % 2, g + i / 2 * 8), value);
       }
     }
     __syncwarp();

@@ -2,7 +2,7 @@
 //
 // Environment: MOCK_LOG, a file with one line a call; MOCK_KERNELS, "name:bytes of its parameter,..." of the first
 // library that is loaded; MOCK_VERSION, MOCK_DEVICES, MOCK_CAPABILITY; MOCK_FAIL, "call:code" fails that call;
-// MOCK_CAPTURING=1, streams are being captured; MOCK_FAULT=what, every launch records that fault where the last eight
+// MOCK_MULTIPROCESSORS; MOCK_CAPTURING=1, streams are being captured; MOCK_FAULT=what, every launch records that fault where the last eight
 // bytes of its parameter point to; MOCK_BAD_POINTER, an address that the GPU cannot reach.
 // A symbol is left out by compiling with -D<symbol>=<another name>.
 #include <fcntl.h>
@@ -14,6 +14,10 @@
 #include <unistd.h>
 
 typedef void *handle;
+
+// tests/emulator has it: a launch then runs the kernel.
+__attribute__((weak)) int emulate(const char *name, const unsigned *grid, const unsigned *block, unsigned shared,
+                                  unsigned cluster, const void *parameter, size_t bytes);
 
 static const char *setting(const char *name, const char *otherwise) {
   const char *value = getenv(name);
@@ -48,7 +52,7 @@ static int failing(const char *call) {
     return 0;                                                                                                          \
   }
 
-enum { INVALID_VALUE = 1, MEMORY_FAULT = 700, MAX_KERNELS = 1024 };
+enum { CLUSTER_DIMENSION = 4, INVALID_VALUE = 1, MEMORY_FAULT = 700, MAX_KERNELS = 1024 };
 
 static struct kernel {
   char name[128];
@@ -75,7 +79,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
   int capability = atoi(setting("MOCK_CAPABILITY", "90"));
   (void)device;
   switch (attribute) {
-  case 16: *value = 132; break;
+  case 16: *value = atoi(setting("MOCK_MULTIPROCESSORS", "132")); break;
   case 75: *value = capability / 10; break;
   case 76: *value = capability % 10; break;
   case 97: *value = 232448; break;
@@ -160,17 +164,26 @@ int cuLaunchKernelEx(const struct config *config, struct kernel *kernel, void **
     memcpy(&report, parameter + kernel->parameter - sizeof report, sizeof report);
     if (report) *report = atoi(getenv("MOCK_FAULT"));
   }
+  if (emulate) {
+    unsigned cluster = 1;
+    for (unsigned i = 0; i < config->num_attributes; ++i)
+      if (config->attributes[i].id == CLUSTER_DIMENSION) cluster = config->attributes[i].value.number[0];
+    emulate(kernel->name, config->grid, config->block, config->shared, cluster, parameter, kernel->parameter);
+  }
   return failing("cuLaunchKernelEx");
 }
 
 int cuTensorMapEncodeTiled(uint64_t *map, int dtype, unsigned rank, void *data, const uint64_t *sizes,
                            const uint64_t *pitches, const unsigned *box, const unsigned *strides, int interleave,
                            int swizzle, int promotion, int fill) {
-  (void)dtype, (void)sizes, (void)strides, (void)interleave, (void)promotion, (void)fill;
+  (void)dtype, (void)strides, (void)interleave, (void)promotion, (void)fill;
   note("cuTensorMapEncodeTiled rank=%u data=%p pitch=%llu box=%ux%u swizzle=%d", rank, data,
        (unsigned long long)pitches[0], box[0], box[1], swizzle);
   memset(map, 0, 128);
-  map[0] = (uintptr_t)data;
+  map[0] = (uintptr_t)data, map[1] = rank, map[2] = box[0], map[3] = box[1];
+  memcpy(map + 4, sizes, rank * sizeof *sizes);
+  memcpy(map + 8, pitches, (rank - 1) * sizeof *pitches);
+  if ((uintptr_t)data % 16 || pitches[0] % 16 || (rank > 2 && pitches[1] % 16)) return INVALID_VALUE;
   return failing("cuTensorMapEncodeTiled");
 }
 

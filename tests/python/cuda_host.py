@@ -19,7 +19,7 @@ DRIVER = ctypes.CDLL("libcuda.so.1")
 LOG = Path(os.environ["MOCK_LOG"])
 
 CONTEXT = {"cuCtxGetCurrent", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"}
-WORK = {"cuLaunchKernelEx", "cuMemsetD8Async", "cuMemsetD32Async", "cuMemcpyDtoDAsync_v2"}
+WORK = {"cuLaunchKernelEx", "cuMemsetD8Async"}
 ALLOWED = CONTEXT | WORK | {"cuOccupancyMaxActiveBlocksPerMultiprocessor", "cuTensorMapEncodeTiled"}
 
 

@@ -1,0 +1,75 @@
+"""Builds a libcuda.so.1 that runs kernels on the host: tests/mock/cuda.c, the kernels behind emulator.h, and their scheduler.
+
+    python tests/emulator/build.py FOLDER
+
+Sources are taken as they are, but for what no C++ compiler reads: instructions in assembler, dynamic shared memory.
+"""
+
+import re
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+KERNELS = ROOT / "kernels"
+# What the expert MLP and grouped GEMM launch on Hopper in bf16.
+SOURCES = [
+    "activation", "dispatch_combine", "expert_mlp", "grouped_gemm_bias", "hopper_glu_bf16", "hopper_glu_bwd_bf16",
+    "hopper_glu_gathered_bf16", "hopper_glu_pairs_bf16", "hopper_glu_single_bf16", "hopper_linear_bf16",
+    "hopper_linear_gathered_bf16", "hopper_maps", "hopper_wgrad_bf16",
+]
+REWRITES = [
+    (r"#include <(cooperative_groups|cuda_bf16|cuda_fp16)\.h>\n", ""),
+    (r'#include "(\.\./)+include/moe\.h"', f'#include "{ROOT}/include/moe.h"'),
+    (r"#pragma unroll.*\n", "\n"),
+    (r"(?m)^extern __shared__ .*?(\w+) (\w+)\[\];", r"#define \2 (reinterpret_cast<\1 *>(emulator::current->block->base()))"),
+    (r"__shared__ alignas\((\d+)\)", r"alignas(\1) static"),
+    # Assembler that only holds the optimiser back, then what remains of it outside the shelves of instructions.
+    (r'asm volatile\("" [^;]*\);', ";"),
+    (r'asm volatile\("ld\.global\.L1::no_allocate[\s\S]*?\);', "memcpy(bits, reinterpret_cast<const uint32_t *>(data) + word, 16);"),
+    (r'asm\("createpolicy[^;]*;[^;]*;', "policy = 0;"),
+]
+
+
+def headers():
+    """The folder of CUDA's own headers, or None."""
+    found = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "include"
+    return found if (found / "cuda_bf16.h").exists() else None
+
+
+def rewrite(folder):
+    for source in [*KERNELS.glob("*.cu*"), *KERNELS.glob("params/*.h")]:
+        text = source.read_text()
+        stand_in = HERE / "instructions" / source.name
+        if source.name == "hopper_wgmma.cuh":
+            text = text[:text.index("// Before the first wgmma")] + stand_in.read_text()
+        elif stand_in.exists():
+            text = stand_in.read_text()
+        for pattern, replacement in REWRITES:
+            text = re.sub(pattern, replacement, text)
+        target = folder / source.relative_to(KERNELS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+
+
+def build(folder):
+    """The folder with libcuda.so.1, for LD_LIBRARY_PATH."""
+    folder = Path(folder)
+    rewrite(folder / "kernels")
+    flags = ["-O1", "-w", "-fPIC", "-std=c++17"]
+    cuda = [*flags, "-fpermissive", "-I", headers(), "-I", HERE, "-include", "emulator.h", "-x", "c++"]
+    commands = [["c++", *cuda, "-c", folder / "kernels" / f"{stem}.cu", "-o", folder / f"{stem}.o"] for stem in SOURCES]
+    commands.append(["c++", *flags, "-I", headers(), "-c", HERE / "scheduler.cpp", "-o", folder / "scheduler.o"])
+    commands.append(["cc", "-O1", "-w", "-fPIC", "-c", ROOT / "tests" / "mock" / "cuda.c", "-o", folder / "cuda.o"])
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda command: subprocess.run(command, check=True), commands))
+    objects = sorted(folder.glob("*.o"))
+    subprocess.run(["c++", "-shared", "-o", folder / "libcuda.so.1", *objects, "-ldl", "-Wl,-z,now"], check=True)
+    return folder
+
+
+if __name__ == "__main__":
+    print(build(sys.argv[1]))

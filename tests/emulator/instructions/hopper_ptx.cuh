@@ -1,0 +1,121 @@
+// Stands in for kernels/hopper_ptx.cuh. A tensor map is what tests/mock/cuda.c encodes: address, rank, the box' columns
+// and rows, then the sizes from the fifth word on and the pitches from the ninth on.
+#pragma once
+
+#include "mma.cuh"
+#include "params/types.h"
+
+namespace hopper {
+
+// ---- mbarrier.
+
+struct Barrier {
+  int32_t bytes;
+  uint32_t phase : 1, expected : 15, pending : 16;
+
+  static Barrier &at(uint32_t address) { return *reinterpret_cast<Barrier *>(emulator::at(address)); }
+
+  void settle() {
+    if (pending != 0 || bytes != 0) return;
+    phase ^= 1, pending = expected;
+    ++emulator::progress;
+  }
+  void arrive() {
+    if (pending == 0) fprintf(stderr, "more arrivals than a barrier counts\n"), abort();
+    --pending;
+    ++emulator::progress;
+    settle();
+  }
+};
+
+inline void barrier_init(uint32_t barrier, uint32_t arrivals) {
+  Barrier &b = Barrier::at(barrier);
+  b.bytes = 0, b.phase = 0, b.expected = arrivals, b.pending = arrivals;
+}
+inline void barrier_init_fence() {}
+inline void barrier_arrive(uint32_t barrier) { Barrier::at(barrier).arrive(); }
+inline void barrier_arrive_remote(uint32_t barrier, uint32_t rank) { barrier_arrive((barrier & 0xffffff) | rank << 24); }
+inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
+  Barrier::at(barrier).bytes += bytes;
+  barrier_arrive(barrier);
+}
+inline void barrier_arrive_copies(uint32_t barrier) { barrier_arrive(barrier); }
+inline void barrier_wait(uint32_t barrier, uint32_t parity) {
+  while (Barrier::at(barrier).phase == parity) emulator::wait(emulator::POLLING, __LINE__);
+}
+
+// ---- Bulk tensor copies, with the 128-byte swizzle.
+
+inline void copy_box(uint32_t to, const TensorMap *map, uint32_t barrier, int x, int y, int z = 0) {
+  const uint64_t *const words = map->words, *const sizes = words + 4, *const pitches = words + 8;
+  const int rows = words[3];
+  check_alignment(to, 128);
+  for (int r = 0; r < rows; ++r) {
+    const uint32_t line = to + r * 128;
+    for (int c = 0; c < 64; ++c) {
+      const auto inside = [](int64_t place, uint64_t size) { return place >= 0 && place < int64_t(size); };
+      const bool exists = inside(x + c, sizes[0]) && inside(y + r, sizes[1]) && (words[1] < 3 || inside(z, sizes[2]));
+      uint16_t element = 0;
+      const char *const data = reinterpret_cast<const char *>(words[0]);
+      if (exists) memcpy(&element, data + (x + c) * 2 + (y + r) * pitches[0] + (words[1] < 3 ? 0 : z * pitches[1]), 2);
+      memcpy(emulator::at(line + ((c / 8 ^ (line >> 7 & 7)) << 4) + c % 8 * 2), &element, 2);
+    }
+  }
+  Barrier::at(barrier).bytes -= rows * 128;
+  Barrier::at(barrier).settle();
+}
+
+inline void multicast_box(uint32_t to, const TensorMap *map, uint32_t barrier, uint16_t blocks, int x, int y, int z = 0) {
+  for (uint32_t rank = 0; rank < 2; ++rank) {
+    if (blocks >> rank & 1) copy_box((to & 0xffffff) | rank << 24, map, (barrier & 0xffffff) | rank << 24, x, y, z);
+  }
+}
+
+inline void set_map_address(uint32_t map, uint64_t address) {
+  check_alignment(address, 16);
+  memcpy(emulator::at(map), &address, 8);
+}
+inline void set_map_columns(uint32_t map, uint32_t columns) {
+  const uint64_t size = columns;
+  memcpy(emulator::at(map) + 4 * 8, &size, 8);
+}
+inline void publish_map(TensorMap *to, uint32_t map) {
+  check_alignment(reinterpret_cast<uint64_t>(to), 64);
+  memcpy(to, emulator::at(map), sizeof *to);
+}
+inline void acquire_map(const TensorMap *) {}
+inline void fence_async() {}
+
+// ---- Clusters and warp groups.
+
+inline uint32_t cluster_rank() { return emulator::rank(); }
+inline void cluster_sync() { emulator::wait(emulator::AT_CLUSTER, __LINE__); }
+inline void named_barrier(int number, int threads) {
+  emulator::current->offer = uint64_t(number) << 16 | threads;
+  emulator::wait(emulator::AT_NAMED, __LINE__);
+}
+template <int REGISTERS> inline void give_registers() {}
+template <int REGISTERS> inline void take_registers() {}
+
+// ---- Shared memory.
+
+inline void stmatrix(uint32_t row, const uint32_t (&from)[4]) {
+  each_matrix(row, [&](int m, char *to) { memcpy(to, &from[m], 4); });
+}
+template <class T> inline T load_shared(uint32_t from) {
+  check_alignment(from, sizeof(T));
+  T value;
+  memcpy(&value, emulator::at(from), sizeof value);
+  return value;
+}
+template <class T> inline void store_shared(uint32_t to, T value) {
+  check_alignment(to, sizeof(T));
+  memcpy(emulator::at(to), &value, sizeof value);
+}
+inline uint4 load_shared_16(uint32_t from) { return load_shared<uint4>(from); }
+inline void store_shared_16(uint32_t to, uint4 value) { store_shared(to, value); }
+inline uint2 load_shared_8(uint32_t from) { return load_shared<uint2>(from); }
+inline void store_shared_8(uint32_t to, uint2 value) { store_shared(to, value); }
+inline void store_shared_4(uint32_t to, float value) { store_shared(to, value); }
+
+}  // namespace hopper

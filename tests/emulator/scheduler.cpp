@@ -1,0 +1,147 @@
+// Runs a launch: its blocks one by one, or the two of each cluster together; a block's fibers by turns.
+#include <dlfcn.h>
+
+#include "emulator.h"
+
+namespace emulator {
+
+Fiber *current;
+dim3 grid, block;
+std::vector<Block> *running;
+uint64_t progress;
+std::vector<const void *> statics;
+
+static ucontext_t home;
+static std::function<void()> body;
+constexpr size_t STACK = 96 << 10;
+
+void wait(State state, int line) {
+  Fiber *const fiber = current;
+  fiber->state = state, fiber->line = line;
+  swapcontext(&fiber->context, &home);
+}
+
+static void enter() {
+  body();
+  ++progress;
+  wait(DONE, 0);
+}
+
+// Lets those go on that wait for `state` if all do that are counted and not done.
+static void release(Fiber *first, Fiber *end, State state) {
+  size_t alive = 0, waiting = 0;
+  for (Fiber *f = first; f < end; ++f) alive += f->state != DONE, waiting += f->state == state;
+  if (waiting == 0 || waiting != alive) return;
+  ++progress;
+  for (Fiber *f = first; f < end; ++f)
+    if (f->state == state) f->state = READY;
+}
+
+static void release_named(Block &b) {
+  for (Fiber &f : b.fibers) {
+    if (f.state != AT_NAMED) continue;
+    const uint64_t barrier = f.offer;
+    size_t waiting = 0;
+    for (Fiber &other : b.fibers) waiting += other.state == AT_NAMED && other.offer == barrier;
+    if (waiting != (barrier & 0xffff)) continue;
+    ++progress;
+    for (Fiber &other : b.fibers)
+      if (other.state == AT_NAMED && other.offer == barrier) other.state = READY;
+  }
+}
+
+// A round: each fiber that can goes on until it waits.
+static void step(Block &b) {
+  for (Fiber &f : b.fibers) {
+    if (f.state != READY && f.state != POLLING) continue;
+    current = &f;
+    swapcontext(&home, &f.context);
+  }
+  Fiber *const first = b.fibers.data(), *const end = first + b.fibers.size();
+  for (Fiber *warp = first; warp < end; warp += 32) release(warp, std::min(warp + 32, end), AT_WARP);
+  release(first, end, AT_BLOCK);
+  release_named(b);
+}
+
+static void fail(const char *name) {
+  fprintf(stderr, "%s waits for ever:", name);
+  for (Block &b : *running)
+    for (Fiber &f : b.fibers)
+      if (f.state != DONE && f.thread % 32 == 0) fprintf(stderr, " [block %u thread %u state %d line %d]", b.index.x, f.thread, f.state, f.line);
+  fprintf(stderr, "\n");
+  abort();
+}
+
+static void run(std::vector<Block> &blocks, const char *name) {
+  running = &blocks;
+  uint64_t seen = progress;
+  for (int idle = 0; idle < 3000; ++idle) {
+    bool done = true;
+    for (Block &b : blocks) step(b);
+    size_t alive = 0, waiting = 0;
+    for (Block &b : blocks)
+      for (Fiber &f : b.fibers) alive += f.state != DONE, waiting += f.state == AT_CLUSTER;
+    if (alive == 0) return;
+    if (waiting == alive) {
+      ++progress;
+      for (Block &b : blocks)
+        for (Fiber &f : b.fibers)
+          if (f.state == AT_CLUSTER) f.state = READY;
+    }
+    if (progress != seen) seen = progress, idle = 0;
+  }
+  fail(name);
+}
+
+// A kernel's parameter by value.
+template <size_t WORDS> struct Words { uint64_t at[WORDS]; };
+
+template <size_t WORDS> static void call(void *kernel, const void *parameter, size_t bytes) {
+  if constexpr (WORDS == 0) {
+    abort();
+  } else if (bytes == 8 * WORDS) {
+    alignas(64) Words<WORDS> words;
+    memcpy(&words, parameter, bytes);
+    reinterpret_cast<void (*)(Words<WORDS>)>(kernel)(words);
+  } else {
+    call<WORDS - 1>(kernel, parameter, bytes);
+  }
+}
+
+}  // namespace emulator
+
+extern "C" int emulate(const char *name, const unsigned *grid, const unsigned *threads, unsigned shared, unsigned cluster,
+                       const void *parameter, size_t bytes) {
+  using namespace emulator;
+  void *const kernel = dlsym(RTLD_DEFAULT, name);
+  if (kernel == nullptr) {
+    fprintf(stderr, "%s is not emulated\n", name);
+    abort();
+  }
+  emulator::grid = dim3(grid[0], grid[1], grid[2]);
+  emulator::block = dim3(threads[0]);
+  body = [=] { call<256>(kernel, parameter, bytes); };
+  std::vector<std::vector<char>> stacks(cluster * threads[0], std::vector<char>(STACK));
+  const unsigned count = grid[0] * grid[1] * grid[2];
+  for (unsigned number = 0; number < count; number += cluster) {
+    std::vector<Block> blocks(cluster);
+    for (unsigned i = 0; i < cluster; ++i) {
+      Block &b = blocks[i];
+      const unsigned n = number + i;
+      b.index = {n % grid[0], n / grid[0] % grid[1], n / grid[0] / grid[1]};
+      b.shared.assign(shared + 2048, char(0xa5));
+      b.fibers.resize(threads[0]);
+      for (unsigned t = 0; t < threads[0]; ++t) {
+        Fiber &f = b.fibers[t];
+        f.block = &b, f.thread = t, f.state = READY;
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = stacks[i * threads[0] + t].data();
+        f.context.uc_stack.ss_size = STACK;
+        f.context.uc_link = nullptr;
+        makecontext(&f.context, enter, 0);
+      }
+    }
+    run(blocks, name);
+  }
+  return 0;
+}
