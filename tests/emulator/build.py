@@ -15,9 +15,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "kernels"
-# What the expert MLP and grouped GEMM launch on Hopper in bf16.
+# What the dispatch operations, grouped GEMM and the expert MLP launch on Hopper in bf16.
 SOURCES = [
-    "activation", "dispatch_combine", "expert_mlp", "grouped_gemm_bias", "hopper_glu_bf16", "hopper_glu_bwd_bf16",
+    "activation", "decode_bf16", "dispatch_combine", "dispatch_fwd", "dispatch_plan", "dispatch_plan_ids",
+    "dispatch_sort", "expert_mlp", "grouped_gemm_bias", "hopper_glu_bf16", "hopper_glu_bwd_bf16",
     "hopper_glu_gathered_bf16", "hopper_glu_pairs_bf16", "hopper_glu_single_bf16", "hopper_linear_bf16",
     "hopper_linear_gathered_bf16", "hopper_maps", "hopper_wgrad_bf16",
 ]
@@ -26,10 +27,13 @@ REWRITES = [
     (r'#include "(\.\./)+include/moe\.h"', f'#include "{ROOT}/include/moe.h"'),
     (r"#pragma unroll.*\n", "\n"),
     (r"(?m)^extern __shared__ .*?(\w+) (\w+)\[\];", r"#define \2 (reinterpret_cast<\1 *>(emulator::current->block->base()))"),
+    (r"extern __shared__ (?:__align__\(\d+\) )?(\w+) (\w+)\[\];", r"\1 *const \2 = reinterpret_cast<\1 *>(emulator::current->block->base());"),
     (r"__shared__ alignas\((\d+)\)", r"alignas(\1) static"),
     # Assembler that only holds the optimiser back, then what remains of it outside the shelves of instructions.
     (r'asm volatile\("" [^;]*\);', ";"),
     (r'asm volatile\("ld\.global\.L1::no_allocate[\s\S]*?\);', "memcpy(bits, reinterpret_cast<const uint32_t *>(data) + word, 16);"),
+    (r'asm volatile\("cp\.async\.cg\.shared\.global\.L2::cache_hint[\s\S]*?\);', "cp_async_16(to, from, valid);"),
+    (r'asm volatile\("bar\.sync (\d), %0;" ::"n"\((\w+)\) : "memory"\);', r"emulator::wait_named(\1, \2);"),
     (r'asm\("createpolicy[^;]*;[^;]*;', "policy = 0;"),
 ]
 
@@ -59,7 +63,7 @@ def build(folder):
     """The folder with libcuda.so.1, for LD_LIBRARY_PATH."""
     folder = Path(folder)
     rewrite(folder / "kernels")
-    flags = ["-O1", "-w", "-fPIC", "-std=c++17"]
+    flags = ["-O1", "-w", "-Wno-psabi", "-fPIC", "-std=c++17"]
     cuda = [*flags, "-fpermissive", "-I", headers(), "-I", HERE, "-include", "emulator.h", "-x", "c++"]
     commands = [["c++", *cuda, "-c", folder / "kernels" / f"{stem}.cu", "-o", folder / f"{stem}.o"] for stem in SOURCES]
     commands.append(["c++", *flags, "-I", headers(), "-c", HERE / "scheduler.cpp", "-o", folder / "scheduler.o"])

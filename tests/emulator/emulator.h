@@ -75,6 +75,11 @@ extern uint64_t progress;
 
 void wait(State state, int line);
 
+inline void wait_named(int barrier, int threads) {
+  current->offer = uint64_t(barrier) << 16 | threads;
+  wait(AT_NAMED, 0);
+}
+
 // ---- Shared memory: addresses are the block's rank in its cluster above an offset; static variables have their own.
 
 extern std::vector<const void *> statics;
@@ -82,7 +87,7 @@ extern std::vector<const void *> statics;
 inline unsigned rank() { return current->block - running->data(); }
 
 inline char *at(uint32_t address) {
-  if (address >> 31) return (char *)statics[address >> 8 & 0x7fffff] + (address & 255);
+  if (address >> 31) return (char *)statics[address >> 12 & 0x7ffff] + (address & 4095);
   return (*running)[address >> 24].base() + (address & 0xffffff);
 }
 
@@ -90,9 +95,9 @@ inline uint32_t address(const void *pointer) {
   const char *const p = static_cast<const char *>(pointer), *const base = current->block->base();
   if (p >= base && p < base + current->block->shared.size()) return rank() << 24 | uint32_t(p - base);
   for (size_t i = 0; i < statics.size(); ++i)
-    if (statics[i] == pointer) return 1u << 31 | uint32_t(i << 8);
+    if (statics[i] == pointer) return 1u << 31 | uint32_t(i << 12);
   statics.push_back(pointer);
-  return 1u << 31 | uint32_t((statics.size() - 1) << 8);
+  return 1u << 31 | uint32_t((statics.size() - 1) << 12);
 }
 
 // ---- A warp's threads, whose offers all can see between two meetings.
@@ -128,6 +133,22 @@ inline unsigned ballot(int line, bool predicate) {
   });
 }
 
+template <class T> inline unsigned match(int line, T value) {
+  return meet(line, to_bits(value), [&](Fiber *warp) {
+    unsigned bits = 0;
+    for (int i = 0; i < 32; ++i) bits |= unsigned(warp[i].state != DONE && warp[i].offer == to_bits(value)) << i;
+    return bits;
+  });
+}
+
+template <class T, class Join> inline T reduce(int line, T value, Join join) {
+  return meet(line, to_bits(value), [&](Fiber *warp) {
+    T result = from_bits<T>(warp[0].offer);
+    for (int i = 1; i < 32; ++i) result = join(result, from_bits<T>(warp[i].offer));
+    return result;
+  });
+}
+
 }  // namespace emulator
 
 #define threadIdx (uint3{emulator::current->thread, 0, 0})
@@ -141,6 +162,10 @@ inline unsigned ballot(int line, bool predicate) {
 #define __shfl_up_sync(mask, value, distance) \
   emulator::shuffle(__LINE__, value, [&](int mine) { return mine >= (distance) ? mine - (distance) : mine; })
 #define __ballot_sync(mask, predicate) emulator::ballot(__LINE__, predicate)
+#define __match_any_sync(mask, value) emulator::match(__LINE__, value)
+#define __reduce_add_sync(mask, value) emulator::reduce(__LINE__, value, [](auto a, auto b) { return a + b; })
+#define __reduce_max_sync(mask, value) emulator::reduce(__LINE__, value, [](auto a, auto b) { return a > b ? a : b; })
+#define __reduce_min_sync(mask, value) emulator::reduce(__LINE__, value, [](auto a, auto b) { return a < b ? a : b; })
 
 template <class T> inline T max(T a, T b) {
   if constexpr (std::is_floating_point_v<T>) return std::fmax(a, b);
@@ -149,6 +174,16 @@ template <class T> inline T max(T a, T b) {
 template <class T> inline T min(T a, T b) {
   if constexpr (std::is_floating_point_v<T>) return std::fmin(a, b);
   return a < b ? a : b;
+}
+template <class T, class U> inline T atomicAdd(T *place, U value) {
+  const T old = *place;
+  *place = old + value;
+  return old;
+}
+template <class T, class U> inline T atomicMax(T *place, U value) {
+  const T old = *place;
+  *place = max(old, T(value));
+  return old;
 }
 template <class T, class U> inline T atomicCAS(T *place, U expected, U value) {
   const T old = *place;
@@ -160,6 +195,9 @@ template <class T, class U> inline T atomicExch(T *place, U value) {
   *place = value;
   return old;
 }
+template <class T> inline T __ldcg(const T *place) { return *place; }
+inline void __threadfence() {}
+inline void __threadfence_block() {}
 inline unsigned __float_as_uint(float value) { return emulator::from_bits<unsigned>(emulator::to_bits(value)); }
 inline float __uint_as_float(unsigned bits) { return emulator::from_bits<float>(bits); }
 inline int __ffs(unsigned value) { return __builtin_ffs(value); }

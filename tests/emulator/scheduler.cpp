@@ -93,18 +93,18 @@ static void run(std::vector<Block> &blocks, const char *name) {
   fail(name);
 }
 
-// A kernel's parameter by value.
-template <size_t WORDS> struct Words { uint64_t at[WORDS]; };
+// A kernel's parameter by value; with tensor maps it is aligned as they are.
+template <size_t WORDS, size_t ALIGNMENT> struct alignas(ALIGNMENT) Words { uint64_t at[WORDS]; };
 
-template <size_t WORDS> static void call(void *kernel, const void *parameter, size_t bytes) {
+template <size_t WORDS, size_t ALIGNMENT> static void call(void *kernel, const void *parameter, size_t bytes) {
   if constexpr (WORDS == 0) {
     abort();
   } else if (bytes == 8 * WORDS) {
-    alignas(64) Words<WORDS> words;
+    Words<WORDS, ALIGNMENT> words;
     memcpy(&words, parameter, bytes);
-    reinterpret_cast<void (*)(Words<WORDS>)>(kernel)(words);
+    reinterpret_cast<void (*)(Words<WORDS, ALIGNMENT>)>(kernel)(words);
   } else {
-    call<WORDS - 1>(kernel, parameter, bytes);
+    call<WORDS - ALIGNMENT / 8, ALIGNMENT>(kernel, parameter, bytes);
   }
 }
 
@@ -120,8 +120,10 @@ extern "C" int emulate(const char *name, const unsigned *grid, const unsigned *t
   }
   emulator::grid = dim3(grid[0], grid[1], grid[2]);
   emulator::block = dim3(threads[0]);
-  body = [=] { call<256>(kernel, parameter, bytes); };
-  std::vector<std::vector<char>> stacks(cluster * threads[0], std::vector<char>(STACK));
+  const bool has_maps = strncmp(name, "hopper_", 7) == 0;
+  body = [=] { has_maps ? call<256, 64>(kernel, parameter, bytes) : call<256, 8>(kernel, parameter, bytes); };
+  static std::vector<char *> stacks;
+  while (stacks.size() < cluster * threads[0]) stacks.push_back(static_cast<char *>(malloc(STACK)));
   const unsigned count = grid[0] * grid[1] * grid[2];
   for (unsigned number = 0; number < count; number += cluster) {
     std::vector<Block> blocks(cluster);
@@ -135,7 +137,7 @@ extern "C" int emulate(const char *name, const unsigned *grid, const unsigned *t
         Fiber &f = b.fibers[t];
         f.block = &b, f.thread = t, f.state = READY;
         getcontext(&f.context);
-        f.context.uc_stack.ss_sp = stacks[i * threads[0] + t].data();
+        f.context.uc_stack.ss_sp = stacks[i * threads[0] + t];
         f.context.uc_stack.ss_size = STACK;
         f.context.uc_link = nullptr;
         makecontext(&f.context, enter, 0);

@@ -1,7 +1,8 @@
-"""Expert MLPs on emulated Hopper kernels, against the float64 reference: run by test_emulated.py in a process of its own, which has the
-emulator's libcuda.so.1 on its library path.
+"""Tests on emulated kernels: run by test_emulated.py in processes of their own, which have the emulator's libcuda.so.1 on their library
+path. Of other files' tests as a plugin, of the expert MLP, whose shapes must be those of the kernels, by itself:
 
-    python emulated.py SEED COUNT
+    python -m pytest -p emulated --device emulated test_dispatch.py
+    python emulated.py large|few SEED COUNT
 """
 
 import ctypes
@@ -19,7 +20,7 @@ from libmoe import _library
 class Emulated(libmoe.Context):
     """A GPU's context whose memory is the host's: it is filled with NumPy arrays, as for the CPU."""
 
-    def __init__(self):
+    def __init__(self, device):
         super().__init__("cpu")
         handle = ctypes.c_void_p()
         _library.call("context_create", 0, ctypes.byref(handle))
@@ -27,14 +28,19 @@ class Emulated(libmoe.Context):
         self._handle = handle
 
 
-def options(rng):
-    """A case that Hopper's kernels take: 16-bit, rows that are multiples of 16 bytes, ragged otherwise."""
+def pytest_configure(config):
+    harness._to_torch = lambda x: SimpleNamespace(to=lambda device: x)
+    libmoe.Context = Emulated
+
+
+def options(rng, few):
+    """A case that Hopper's kernels take, or those for few rows: 16-bit, rows that are multiples of 16 bytes, ragged otherwise."""
     activation = str(rng.choice(list(reference.ACTIVATIONS)))
     gated = activation in reference.GATED
     order = str(rng.choice(list(reference.ORDERS))) if gated else "GATE_FIRST"
-    bound, experts = int(rng.choice([1, 7, 40, 200, 300])), int(rng.integers(1, 5))
+    bound, experts = int(rng.choice([1, 7, 20] if few else [1, 7, 40, 200, 300])), int(rng.integers(1, 9 if few else 5))
     ids = reference.ROUTINGS[str(rng.choice(list(reference.ROUTINGS)))](rng, bound, experts, int(rng.integers(1, min(experts, 2) + 1)))
-    plan = reference.Plan(ids, experts, int(rng.integers(bound // 2, bound + 1)), int(rng.choice([1, 1, 4, 16])), int(rng.integers(0, 9)))
+    plan = reference.Plan(ids, experts, int(rng.integers(bound // 2, bound + 1)), int(rng.choice([1, 1, 4, 16])), int(rng.integers(1, 9)))
     pick = lambda: str(rng.choice(["bf16", "fp32"]))
     return dict(
         dtype="bf16", d=int(rng.choice([64, 72, 200, 456])), f=int(rng.choice([8, 40, 136, 200, 264])), pad=8, activation=activation,
@@ -43,21 +49,22 @@ def options(rng):
 
 
 def main():
+    kind, seed, count = sys.argv[1], *map(int, sys.argv[2:])
     harness.device.name = "emulated"
-    harness._to_torch = lambda x: SimpleNamespace(to=lambda device: x)
-    described = reference.Case.desc
-    # Few rows would go to the kernels for decoding.
-    reference.Case.desc = lambda case, **changes: described(case, batch_invariant=libmoe.ON, **changes)
+    pytest_configure(None)
+    if kind == "large":
+        # Few rows would go to the kernels for them.
+        described = reference.Case.desc
+        reference.Case.desc = lambda case, **changes: described(case, batch_invariant=libmoe.ON, **changes)
     # Stacked weights that begin between multiples of 16 bytes go to the portable kernels; by pointers they need not.
     somewhere = reference.Run.somewhere
     reference.Run.somewhere = lambda run, w: somewhere(run, w) if w.ndim == 2 else harness.array(w, run.case.dtype)
-    seed, count = map(int, sys.argv[1:])
-    ctx = Emulated()
-    for number in range(count):
-        rng, guarded = np.random.default_rng([seed, number]), harness.Guards()
-        print(f"seed {seed}, case {number}", flush=True)
-        reference.check(ctx, rng, guarded, **options(rng))
-        guarded.check()
+    with libmoe.Context("cuda:0") as ctx:
+        for number in range(count):
+            rng, guarded = np.random.default_rng([seed, number]), harness.Guards()
+            print(f"{kind} seed {seed}, case {number}", flush=True)
+            reference.check(ctx, rng, guarded, **options(rng, kind == "few"))
+            guarded.check()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Hopper's kernels with no GPU: run on the host by tests/emulator, against the float64 reference."""
+"""Kernels with no GPU: run on the host by tests/emulator, against the float64 references."""
 
 import os
 import subprocess
@@ -15,22 +15,35 @@ sys.path.insert(0, str(mock_driver.ROOT / "tests" / "emulator"))
 
 import build  # noqa: E402
 
-PROCESSES, CASES = 2, 20
+HERE = Path(__file__).parent
 
 
-def test_expert_mlps(tmp_path, request):
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
     if build.headers() is None:
         pytest.skip("CUDA's headers are not installed")
-    kernels = mock_driver.kernels()
-    environment = os.environ | mock_driver.environment(build.build(tmp_path), kernels)
+    found = mock_driver.environment(build.build(tmp_path_factory.mktemp("emulator")), mock_driver.kernels())
     # Few multiprocessors, so that a block has more than one tile.
-    environment |= {"MOCK_MULTIPROCESSORS": "4"}
-    script = Path(__file__).with_name("emulated.py")
+    return os.environ | found | {"MOCK_MULTIPROCESSORS": "4", "PYTHONPATH": f"{found['PYTHONPATH']}:{HERE}"}
+
+
+def run_all(commands, environment):
+    """Side by side; each succeeds."""
     children = [
-        subprocess.Popen([sys.executable, script, str(request.config.seed + i), str(CASES)], env=environment, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for i in range(PROCESSES)
+        subprocess.Popen([sys.executable, *map(str, command)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for command in commands
     ]
     outputs = [child.communicate(timeout=600)[0] for child in children]
     for child, output in zip(children, outputs):
         assert child.returncode == 0, output[-3000:]
+
+
+def test_expert_mlps(environment, request):
+    kinds = ("large", 20), ("few", 6)
+    run_all([(HERE / "emulated.py", kind, request.config.seed, cases) for kind, cases in kinds], environment)
+
+
+def test_dispatch_plan(environment, request):
+    """Without the tests of many slots, which take minutes."""
+    options = ("-q", "-p", "emulated", "-p", "no:cacheprovider", "--device", "emulated", "--seed", request.config.seed)
+    run_all([("-m", "pytest", *options, HERE / "test_dispatch.py", "-k", "not many_slots")], environment)

@@ -2,6 +2,7 @@
 // and rows, then the sizes from the fifth word on and the pitches from the ninth on.
 #pragma once
 
+#include "mbarrier.cuh"
 #include "mma.cuh"
 #include "params/types.h"
 
@@ -9,28 +10,8 @@ namespace hopper {
 
 // ---- mbarrier.
 
-struct Barrier {
-  int32_t bytes;
-  uint32_t phase : 1, expected : 15, pending : 16;
-
-  static Barrier &at(uint32_t address) { return *reinterpret_cast<Barrier *>(emulator::at(address)); }
-
-  void settle() {
-    if (pending != 0 || bytes != 0) return;
-    phase ^= 1, pending = expected;
-    ++emulator::progress;
-  }
-  void arrive() {
-    if (pending == 0) fprintf(stderr, "more arrivals than a barrier counts\n"), abort();
-    --pending;
-    ++emulator::progress;
-    settle();
-  }
-};
-
 inline void barrier_init(uint32_t barrier, uint32_t arrivals) {
-  Barrier &b = Barrier::at(barrier);
-  b.bytes = 0, b.phase = 0, b.expected = arrivals, b.pending = arrivals;
+  mbarrier_init(barrier, arrivals);
 }
 inline void barrier_init_fence() {}
 inline void barrier_arrive(uint32_t barrier) { Barrier::at(barrier).arrive(); }
@@ -40,9 +21,7 @@ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
   barrier_arrive(barrier);
 }
 inline void barrier_arrive_copies(uint32_t barrier) { barrier_arrive(barrier); }
-inline void barrier_wait(uint32_t barrier, uint32_t parity) {
-  while (Barrier::at(barrier).phase == parity) emulator::wait(emulator::POLLING, __LINE__);
-}
+inline void barrier_wait(uint32_t barrier, uint32_t parity) { mbarrier_wait(barrier, parity); }
 
 // ---- Bulk tensor copies, with the 128-byte swizzle.
 
@@ -91,8 +70,7 @@ inline void fence_async() {}
 inline uint32_t cluster_rank() { return emulator::rank(); }
 inline void cluster_sync() { emulator::wait(emulator::AT_CLUSTER, __LINE__); }
 inline void named_barrier(int number, int threads) {
-  emulator::current->offer = uint64_t(number) << 16 | threads;
-  emulator::wait(emulator::AT_NAMED, __LINE__);
+  emulator::wait_named(number, threads);
 }
 template <int REGISTERS> inline void give_registers() {}
 template <int REGISTERS> inline void take_registers() {}
