@@ -375,8 +375,8 @@ __device__ inline void multiply(float (&sums)[ALL][Problem::COLUMNS / 2], const 
     previous = ring.slot;
     ring.advance(shared.stages);
   }
-  // The other team's products may follow at once.
-  if (Problem::PINGPONG && threadIdx.x % TEAM == 0) barrier_arrive(shared.turn(team ^ 1));
+  // The other team's products may follow at once. Each warp says so: one that is late must not be lapped.
+  if (Problem::PINGPONG && threadIdx.x % 32 == 0) barrier_arrive(shared.turn(team ^ 1));
   wgmma_wait<0>();
   if (steps > 0) release(shared, previous);
 }
@@ -450,7 +450,7 @@ template <class Problem> __device__ inline void run(const Problem &problem) {
       barrier_init(shared.full(slot), 1 + (GATHERS ? TEAM : 0));
       barrier_init(shared.empty(slot), CLUSTER * WARPS);
     }
-    for (int team = 0; team < 2; ++team) barrier_init(shared.turn(team), 1);
+    for (int team = 0; team < 2; ++team) barrier_init(shared.turn(team), TEAM / 32);
     barrier_init_fence();
   }
   const int64_t groups = problem.groups().count;

@@ -62,6 +62,8 @@ struct Block {
   std::vector<Fiber> fibers;
   uint3 index;
   std::vector<char> shared;
+  // Rounds that each warp sleeps yet.
+  std::vector<int> asleep;
 
   char *base() { return reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(shared.data()) + 1023) / 1024 * 1024); }
 };

@@ -50,10 +50,24 @@ static void release_named(Block &b) {
   }
 }
 
+// Rounds that warps sleep through, at random: no order of warps may matter. EMULATOR_SEED repeats one, 0 lets none sleep.
+static uint64_t random_state = getenv("EMULATOR_SEED") ? strtoull(getenv("EMULATOR_SEED"), nullptr, 10) : 1;
+
+static bool sleeps(Block &b, unsigned warp) {
+  if (random_state == 0) return false;
+  b.asleep.resize(b.fibers.size() / 32 + 1);
+  if (b.asleep[warp] > 0) return --b.asleep[warp], true;
+  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+  if (random_state >> 58 == 0) b.asleep[warp] = random_state >> 40 & 0xff;
+  return false;
+}
+
 // A round: each fiber that can goes on until it waits.
 static void step(Block &b) {
+  bool asleep = false;
   for (Fiber &f : b.fibers) {
-    if (f.state != READY && f.state != POLLING) continue;
+    if (f.thread % 32 == 0) asleep = sleeps(b, f.thread / 32);
+    if (asleep || (f.state != READY && f.state != POLLING)) continue;
     current = &f;
     swapcontext(&home, &f.context);
   }

@@ -19,12 +19,13 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment(tmp_path_factory, request):
     if build.headers() is None:
         pytest.skip("CUDA's headers are not installed")
     found = mock_driver.environment(build.build(tmp_path_factory.mktemp("emulator")), mock_driver.kernels())
-    # Few multiprocessors, so that a block has more than one tile.
-    return os.environ | found | {"MOCK_MULTIPROCESSORS": "4", "PYTHONPATH": f"{found['PYTHONPATH']}:{HERE}"}
+    # Few multiprocessors, so that a block has more than one tile, and warps that are late at random.
+    return os.environ | found | {
+        "MOCK_MULTIPROCESSORS": "4", "EMULATOR_SEED": str(request.config.seed), "PYTHONPATH": f"{found['PYTHONPATH']}:{HERE}"}
 
 
 def run_all(commands, environment):
