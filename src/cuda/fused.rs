@@ -2,13 +2,12 @@
 
 use super::activation::Formula;
 use super::grouped_gemm::hopper::{
-    STAGING, counts_fit, is_hopper, is_narrow, launch, row_source, rows_fit, tiles_of, weight_boxes, weight_fits,
+    STAGING, counts_fit, is_hopper, is_narrow, launch, pick, row_source, rows_fit, tiles_of, weight_boxes, weight_fits,
 };
 use super::grouped_gemm::shapes::{SHAPES, best_shape};
 use super::grouped_gemm::tensor_map::{BoxSource, Boxes, TensorMap};
 use super::{Device, Launcher};
 use crate::abi::types::moe_device_report_t;
-use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::groups::{Gather, Groups, RowWeights};
 use crate::ops::activation::Activation;
@@ -76,28 +75,6 @@ pub struct HopperGluBwdParams {
     pub dots: *mut f32,
     pub dots_of_row: i64,
     pub report: *mut moe_device_report_t,
-}
-
-/// The kernels of a stem by dtype, gathered or not, and layout; `of` makes one entry of a name.
-macro_rules! kernels {
-    ($stem:literal, $of:ident) => {
-        [
-            [
-                [$of!($stem, "out_in_bf16"), $of!($stem, "in_out_bf16")],
-                [$of!($stem, "gathered_out_in_bf16"), $of!($stem, "gathered_in_out_bf16")],
-            ],
-            [
-                [$of!($stem, "out_in_fp16"), $of!($stem, "in_out_fp16")],
-                [$of!($stem, "gathered_out_in_fp16"), $of!($stem, "gathered_in_out_fp16")],
-            ],
-        ]
-    };
-}
-
-macro_rules! name {
-    ($stem:literal, $name:literal) => {
-        concat!($stem, $name)
-    };
 }
 
 /// Columns of act that a tile of the backward has, and bytes in which each warp lays out what it reads of h.
@@ -218,11 +195,6 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate, room: *mut Tenso
     let kernel = pick(&KERNELS[form as usize], p.shape.dtype, &p.input.gather, !out_in)[shape];
     let tiles = tiles_of(&p.groups, activation.hidden(), columns);
     launch(launcher, kernel, p.groups.count, columns, tiles, STAGING, params)
-}
-
-/// Of kernels by dtype, gathered or not, and layout.
-fn pick<'a, T>(kernels: &'a [[[T; 2]; 2]; 2], dtype: Dtype, gather: &Option<Gather>, across: bool) -> &'a T {
-    &kernels[usize::from(dtype == Dtype::Fp16)][usize::from(gather.is_some())][usize::from(across)]
 }
 
 pub fn takes_linear_activate_backward(device: &Device, p: &LinearActivateBackward, room: *mut TensorMap) -> bool {

@@ -13,7 +13,6 @@ import mock_driver
 
 pytestmark = pytest.mark.cpu
 
-ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = sorted({call.name for call in calls.CALLS})
 
 
@@ -25,7 +24,7 @@ def kernels():
 @pytest.fixture(scope="module")
 def results(kernels, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mock")
-    source = ROOT / "tests" / "mock" / "cuda.c"
+    source = mock_driver.ROOT / "tests" / "mock" / "cuda.c"
     subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", folder / "libcuda.so.1", source], check=True)
     environment = os.environ | mock_driver.environment(folder, kernels) | {"MOCK_LOG": str(folder / "log")}
     child = subprocess.run(

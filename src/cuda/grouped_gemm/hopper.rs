@@ -19,6 +19,28 @@ macro_rules! widths {
     };
 }
 
+/// The kernels of a stem by dtype, gathered or not, and layout; `of` makes one entry of a name.
+macro_rules! kernels {
+    ($stem:literal, $of:ident) => {
+        [
+            [
+                [$of!($stem, "out_in_bf16"), $of!($stem, "in_out_bf16")],
+                [$of!($stem, "gathered_out_in_bf16"), $of!($stem, "gathered_in_out_bf16")],
+            ],
+            [
+                [$of!($stem, "out_in_fp16"), $of!($stem, "in_out_fp16")],
+                [$of!($stem, "gathered_out_in_fp16"), $of!($stem, "gathered_in_out_fp16")],
+            ],
+        ]
+    };
+}
+
+macro_rules! name {
+    ($stem:literal, $name:literal) => {
+        concat!($stem, $name)
+    };
+}
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct HopperLinearParams {
@@ -155,27 +177,17 @@ pub fn linear(launcher: &Launcher, p: &Linear, room: *mut TensorMap) -> Result<(
         linear: linear_params(launcher, p),
         stages: 0,
     };
-    const KERNELS: [[[[&str; 3]; 2]; 2]; 2] = linear_kernels();
-    let kernel =
-        KERNELS[usize::from(p.a.dtype == Dtype::Fp16)][usize::from(p.gather.is_some())][usize::from(across)][shape];
+    const KERNELS: [[[[&str; 3]; 2]; 2]; 2] = kernels!("hopper_linear_", widths);
+    let kernel = pick(&KERNELS, p.a.dtype, &p.gather, across)[shape];
     launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, p.n, columns), STAGING, |stages| {
         params.stages = stages;
         params
     })
 }
 
-/// By dtype, gathered or not, layout of the weight, and shape.
-const fn linear_kernels() -> [[[[&'static str; 3]; 2]; 2]; 2] {
-    [
-        [
-            [widths!("hopper_linear_out_in_bf16"), widths!("hopper_linear_in_out_bf16")],
-            [widths!("hopper_linear_gathered_out_in_bf16"), widths!("hopper_linear_gathered_in_out_bf16")],
-        ],
-        [
-            [widths!("hopper_linear_out_in_fp16"), widths!("hopper_linear_in_out_fp16")],
-            [widths!("hopper_linear_gathered_out_in_fp16"), widths!("hopper_linear_gathered_in_out_fp16")],
-        ],
-    ]
+/// Of kernels by dtype, gathered or not, and layout.
+pub fn pick<'a, T>(kernels: &'a [[[T; 2]; 2]; 2], dtype: Dtype, gather: &Option<Gather>, across: bool) -> &'a T {
+    &kernels[usize::from(dtype == Dtype::Fp16)][usize::from(gather.is_some())][usize::from(across)]
 }
 
 pub fn takes_wgrad(device: &Device, p: &WgradParams) -> bool {
