@@ -60,10 +60,6 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
 
 // ---- Bulk tensor copies into shared memory; `barrier` counts their bytes.
 
-__device__ inline void prefetch_map(const TensorMap *map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
 __device__ inline void copy_box(uint32_t to, const TensorMap *map, uint32_t barrier, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                ::"r"(to), "l"(map), "r"(barrier), "r"(x), "r"(y) : "memory");
