@@ -42,12 +42,15 @@ class Pair:
         self.gpu.run(op, desc, {**there, **modes}, workspace=workspace, stream=0)
         self.device.synchronize()
         found = {name: there[name].numpy() for name in outputs}
+        # In 16 bits the backends may round what lies between at different places, whatever the outputs are.
+        halves = any(array.dtype.itemsize == 2 for array in (*inputs.values(), *outputs.values()))
+        tolerance = 2e-2 if halves else 1e-3
         for name, array in found.items():
             rows = slice(None) if valid is None or name not in valid else slice(valid[name])
             ours, theirs = array[rows].astype(np.float64), host[name][rows].astype(np.float64)
             scale = max(1e-6, np.linalg.norm(theirs))
             off = np.linalg.norm(ours - theirs) / scale
-            assert off < (2e-2 if array.dtype.itemsize == 2 else 1e-3), (op, name, off)
+            assert off < tolerance, (op, name, off)
         self.calls += 1
         return found
 

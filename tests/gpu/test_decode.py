@@ -16,7 +16,7 @@ def weights_of(shape, dtype):
 
 
 def captured(gpu, shape, T, dtype, w1, w2):
-    """(graph, inputs, outputs) of plan and expert MLP."""
+    """(graph, inputs, outputs, what the graph's calls use besides) of plan and expert MLP."""
     d, f, E, K = WIDTHS[shape]
     plan = dict(num_tokens=T, num_experts=E, top_k=K)
     R = gpu.query("dispatch_rows_max", plan)
@@ -35,7 +35,7 @@ def captured(gpu, shape, T, dtype, w1, w2):
         with torch.cuda.graph(graph, stream=stream):
             for call in calls:
                 call()
-    return graph, inputs, y
+    return graph, inputs, y, calls
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
@@ -44,7 +44,7 @@ def captured(gpu, shape, T, dtype, w1, w2):
 def test_ids_to_output_in_a_graph(gpu, rng, shape, T, dtype):
     _, _, E, K = WIDTHS[shape]
     w1, w2 = weights_of(shape, dtype)
-    graph, inputs, y = captured(gpu, shape, T, dtype, w1, w2)
+    graph, inputs, y, _kept = captured(gpu, shape, T, dtype, w1, w2)
     for kind in ("even", "skewed", "one", "few", "dropped"):
         ids = draw_ids(rng, T, E, K, kind)
         inputs["ids"].copy_(ids)
@@ -67,7 +67,7 @@ def test_weights_written_just_before(gpu, rng, shape):
     _, _, E, K = WIDTHS[shape]
     T, dtype = 32, torch.bfloat16
     w1, w2 = weights_of(shape, dtype)
-    graph, inputs, y = captured(gpu, shape, T, dtype, w1, w2)
+    graph, inputs, y, _kept = captured(gpu, shape, T, dtype, w1, w2)
     inputs["ids"].copy_(draw_ids(rng, T, E, K, "even"))
     inputs["x"].normal_()
     for _ in range(10):
