@@ -1,0 +1,118 @@
+// What the Hopper grouped GEMM's warps share: tiles, where their operands are copied from, and the ring of stages.
+#pragma once
+
+#include "hopper_ptx.cuh"
+#include "hopper_schedule.cuh"
+#include "hopper_wgmma.cuh"
+#include "params/grouped_gemm.h"
+#include "params/hopper.h"
+
+namespace hopper {
+
+constexpr int DEPTH = 64;
+constexpr int TEAM = 128;
+constexpr int GEMM_THREADS = 3 * TEAM;
+constexpr int STAGE_A = TILE_ROWS * LINE;
+constexpr int MAX_STAGES = 8;
+
+struct Tile {
+  int group;
+  // The group's rows begin there.
+  int begin;
+  // Where the tile begins in its group's matrix, and how many rows exist from there on; 0: nothing to compute.
+  int row;
+  int column;
+  int rows;
+  // Elements of the reduction.
+  int depth;
+  bool shared;
+  // Where rows of B, or of its two halves, begin in their maps.
+  int inner[2];
+
+  __device__ int steps() const { return blocks(depth, DEPTH); }
+  __device__ int halves() const { return rows > 64 ? 2 : rows > 0 ? 1 : 0; }
+};
+
+// Where columns or rows of an operand begin in a tensor map: on its own side and on the reduction's.
+struct Box {
+  const TensorMap *map;
+  int outer;
+  int depth;
+  int group;
+  // Elements that are skipped of each row of memory.
+  int inner;
+};
+
+// Where a matrix' boxes from `outer` and `depth` on are; there is one matrix.
+__device__ inline Box box_of(const BoxSource &source, int outer, int depth) {
+  return {&source.map, outer, depth, 0, source.inner};
+}
+
+// The same for a group's weight; `inner` as `inner_of` says.
+__device__ inline Box box_of(const BoxSource &source, int outer, int group, int inner) {
+  if (source.maps != nullptr) return {source.maps + group, outer, 0, 0, inner};
+  return {&source.map, outer, 0, group, inner};
+}
+
+__device__ inline int inner_of(const BoxSource &source, int group) {
+  if (source.pointers == nullptr) return source.inner;
+  return (reinterpret_cast<uint64_t>(source.pointers[group]) + 2 * source.offset) % 16 / 2;
+}
+
+// One thread, before it copies by a group's map.
+__device__ inline void acquire(const BoxSource &source, int group) {
+  if (source.maps != nullptr) acquire_map(source.maps + group);
+}
+
+// Shared memory: the ring's stages, what epilogues lay out in, barriers, the schedule.
+extern __shared__ __align__(1024) uint8_t memory[];
+
+template <class Problem> struct Shared {
+  static constexpr int STAGE = STAGE_A + Problem::COLUMNS * LINE;
+
+  int stages;
+
+  __device__ uint32_t stage(uint32_t slot) const { return shared_address(memory) + slot * STAGE; }
+  __device__ uint32_t staging(int warp) const { return stage(stages) + warp * Problem::STAGING; }
+  __device__ uint32_t full(uint32_t slot) const { return staging(8) + 16 * slot; }
+  __device__ uint32_t empty(uint32_t slot) const { return full(slot) + 8; }
+  // The team may issue its products.
+  __device__ uint32_t turn(int team) const { return full(MAX_STAGES) + 8 * team; }
+  __device__ int &count() const { return *reinterpret_cast<int *>(memory + stages * STAGE + 8 * Problem::STAGING + 16 * MAX_STAGES + 16); }
+  __device__ Work *list() const { return reinterpret_cast<Work *>(&count() + 4); }
+};
+
+// The tiles of a block, one after the other.
+template <class Problem> struct Tiles {
+  const Problem &problem;
+  const Shared<Problem> &shared;
+  Cursor cursor;
+  int unit;
+
+  __device__ Tiles(const Problem &problem, const Shared<Problem> &shared) : problem(problem), shared(shared) {}
+
+  __device__ bool next() { return cursor.next(shared.list(), shared.count(), Problem::LARGEST_FIRST, unit); }
+  __device__ Tile tile() const { return problem.tile(shared.list()[cursor.entry], unit, cluster_rank()); }
+  // The same again, so that its parts need not be kept in registers meanwhile.
+  __device__ Tile tile_again() {
+    asm volatile("" : "+r"(unit));
+    return tile();
+  }
+};
+
+// A slot of the ring, and the parity of its present round.
+struct Ring {
+  uint32_t slot = 0;
+  uint32_t parity = 0;
+
+  __device__ void advance(int stages) {
+    if (++slot == stages) slot = 0, parity ^= 1;
+  }
+  __device__ void skip(int steps, int stages) {
+    const uint32_t to = slot + steps;
+    parity ^= to / stages & 1;
+    slot = to % stages;
+  }
+};
+
+}  // namespace hopper
