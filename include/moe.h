@@ -147,6 +147,9 @@ typedef int32_t moe_status_t;
 /** An entry of a chunk order, a rank map or an expert map is out of range. place: its place; value: the entry. */
 #define MOE_FAULT_MAP_ENTRY 10
 
+/** A pointer to a group's matrix is no multiple of 16 bytes where a kernel copies by tensor maps. place: group; value: the address. */
+#define MOE_FAULT_POINTER 11
+
 /** Weight matrices [E, out, in] (row-major, as nn.Linear holds them). */
 #define MOE_WEIGHT_OUT_IN 0
 
@@ -173,7 +176,10 @@ typedef struct moe_tensor_t {
   int64_t row_pitch;
   /** Elements from one group to the next; 0: groups are contiguous. */
   int64_t group_stride;
-  /** A device array of E device pointers; a NULL entry is an absent or frozen expert and is skipped. */
+  /**
+   * A device array of E device pointers; a NULL entry is an absent or frozen expert and is skipped. Pointers to 16-bit
+   * weights are multiples of 16 bytes: on Hopper others are reported (MOE_FAULT_POINTER) and skipped.
+   */
   void *const *pointers;
   /** Scales of an FP8 tensor. */
   void *scale;

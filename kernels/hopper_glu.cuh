@@ -36,13 +36,13 @@ struct Glu : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
 
   __device__ explicit Glu(const HopperGluParams &p) : p(p) {}
 
-  __device__ int units(const Span &span) const { return this->units_of_rows(span, p.formula.ffn, OUT); }
+  __device__ int units(const Span &span) const {
+    if (!has_boxes(p.gate_boxes, span.group) || !has_boxes(p.up_boxes, span.group)) return 0;
+    return this->units_of_rows(span, p.formula.ffn, OUT);
+  }
 
   __device__ Tile tile(const Work &work, int unit, int rank) const {
-    Tile tile = this->tile_of_rows(work, unit, rank, p.formula.ffn, OUT, p.k);
-    tile.inner[0] = inner_of(p.gate_boxes, tile.group);
-    tile.inner[1] = inner_of(p.up_boxes, tile.group);
-    return tile;
+    return this->tile_of_rows(work, unit, rank, p.formula.ffn, OUT, p.k);
   }
 
   __device__ void acquire(const Tile &tile) const {
@@ -50,12 +50,12 @@ struct Glu : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
     hopper::acquire(p.up_boxes, tile.group);
   }
 
-  __device__ Box a(const Tile &tile) const { return box_of(p.a_boxes, tile.begin + tile.row, 0); }
+  __device__ Box a(const Tile &tile) const { return {&p.a_boxes, tile.begin + tile.row, 0, 0}; }
   __device__ Box b(const Tile &tile, int column) const {
-    if (FORM != HALVES) return box_of(p.gate_boxes, h_column(tile) + column, tile.group, tile.inner[0]);
+    if (FORM != HALVES) return {&p.gate_boxes, h_column(tile) + column, 0, tile.group};
     const int place = tile.column + column;
-    if (column < OUT) return box_of(p.gate_boxes, p.gate_outer + place, tile.group, tile.inner[0]);
-    return box_of(p.up_boxes, p.up_outer + place - OUT, tile.group, tile.inner[1]);
+    if (column < OUT) return {&p.gate_boxes, p.gate_outer + place, 0, tile.group};
+    return {&p.up_boxes, p.up_outer + place - OUT, 0, tile.group};
   }
 
   __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const {

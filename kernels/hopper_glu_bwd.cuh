@@ -34,20 +34,18 @@ template <class T, bool ACROSS, bool GATHERED, bool PAIRS> struct GluBwd : Rows<
   __device__ const Gather &gather() const { return p.gather; }
   __device__ const Matrix &a_matrix() const { return p.a; }
 
-  __device__ int units(const Span &span) const { return this->units_of_rows(span, p.formula.ffn, COLUMNS); }
+  __device__ int units(const Span &span) const {
+    return has_boxes(p.b_boxes, span.group) ? this->units_of_rows(span, p.formula.ffn, COLUMNS) : 0;
+  }
 
   __device__ Tile tile(const Work &work, int unit, int rank) const {
-    Tile tile = this->tile_of_rows(work, unit, rank, p.formula.ffn, COLUMNS, p.k);
-    tile.inner[0] = inner_of(p.b_boxes, tile.group);
-    return tile;
+    return this->tile_of_rows(work, unit, rank, p.formula.ffn, COLUMNS, p.k);
   }
 
   __device__ void acquire(const Tile &tile) const { hopper::acquire(p.b_boxes, tile.group); }
 
-  __device__ Box a(const Tile &tile) const { return box_of(p.a_boxes, tile.begin + tile.row, 0); }
-  __device__ Box b(const Tile &tile, int column) const {
-    return box_of(p.b_boxes, tile.column + column, tile.group, tile.inner[0]);
-  }
+  __device__ Box a(const Tile &tile) const { return {&p.a_boxes, tile.begin + tile.row, 0, 0}; }
+  __device__ Box b(const Tile &tile, int column) const { return {&p.b_boxes, tile.column + column, 0, tile.group}; }
 
   __device__ void prepare(const Tile &tile, int row, uint32_t staging) const {
 #pragma unroll

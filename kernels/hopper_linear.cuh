@@ -20,23 +20,18 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Lin
   __device__ explicit Linear(const HopperLinearParams &p) : p(p) {}
 
   __device__ int units(const Span &span) const {
-    if (group_data<T>(p.linear.b, span.group) == nullptr) return 0;
+    if (!has_boxes(p.b_boxes, span.group)) return 0;
     return this->units_of_rows(span, static_cast<int>(p.linear.n), COLUMNS);
   }
 
   __device__ Tile tile(const Work &work, int unit, int rank) const {
-    Tile tile =
-        this->tile_of_rows(work, unit, rank, static_cast<int>(p.linear.n), COLUMNS, static_cast<int>(p.linear.k));
-    tile.inner[0] = inner_of(p.b_boxes, tile.group);
-    return tile;
+    return this->tile_of_rows(work, unit, rank, static_cast<int>(p.linear.n), COLUMNS, static_cast<int>(p.linear.k));
   }
 
   __device__ void acquire(const Tile &tile) const { hopper::acquire(p.b_boxes, tile.group); }
 
-  __device__ Box a(const Tile &tile) const { return box_of(p.a_boxes, tile.begin + tile.row, 0); }
-  __device__ Box b(const Tile &tile, int column) const {
-    return box_of(p.b_boxes, tile.column + column, tile.group, tile.inner[0]);
-  }
+  __device__ Box a(const Tile &tile) const { return {&p.a_boxes, tile.begin + tile.row, 0, 0}; }
+  __device__ Box b(const Tile &tile, int column) const { return {&p.b_boxes, tile.column + column, 0, tile.group}; }
 
   __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const {
     const Matrix &c = p.linear.c, &bias = p.linear.bias;

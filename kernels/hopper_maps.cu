@@ -1,5 +1,6 @@
 // The tensor maps of weights that are given by pointers, a warp each: another matrix' map, with the pointer's address.
 #include "hopper_ptx.cuh"
+#include "report.cuh"
 
 namespace hopper {
 
@@ -10,14 +11,15 @@ __device__ inline void make_map(const BoxMapsParams &p) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t group = blockIdx.x * int64_t(WARPS) + warp;
   if (group >= p.groups || p.pointers[group] == nullptr) return;
-  // Maps are tied to multiples of 16 bytes; rows may begin behind them.
-  const uint64_t address = reinterpret_cast<uint64_t>(p.pointers[group]) + 2 * p.offset, inner = address % 16 / 2;
+  const uint64_t address = reinterpret_cast<uint64_t>(p.pointers[group]) + 2 * p.offset;
+  // Maps are tied to multiples of 16 bytes.
+  if (address % 16 != 0) {
+    if (lane == 0) record_fault(p.report, MOE_FAULT_POINTER, group, static_cast<int64_t>(address));
+    return;
+  }
   if (lane < 16) local[warp].words[lane] = p.model.words[lane];
   __syncwarp();
-  if (lane == 0) {
-    set_map_address(shared_address(&local[warp]), address - 2 * inner);
-    set_map_columns(shared_address(&local[warp]), static_cast<uint32_t>(p.columns + inner));
-  }
+  if (lane == 0) set_map_address(shared_address(&local[warp]), address);
   __syncwarp();
   publish_map(p.maps + group, shared_address(&local[warp]));
 }

@@ -10,9 +10,9 @@ __device__ inline void copy_a(const Box &at, int depth, int halves, uint32_t to,
   for (int half = 0; half < halves; ++half) {
     const int outer = at.outer + 64 * half;
     if constexpr (Problem::A_ACROSS) {
-      copy_box(to + half * BLOCK, at.map, full, at.inner + outer, at.depth + depth);
+      copy_box(to + half * BLOCK, at.map(), full, outer, at.depth + depth);
     } else {
-      copy_box(to + half * BLOCK, at.map, full, at.inner + at.depth + depth, outer);
+      copy_box(to + half * BLOCK, at.map(), full, at.depth + depth, outer);
     }
   }
 }
@@ -21,9 +21,9 @@ __device__ inline void copy_a(const Box &at, int depth, int halves, uint32_t to,
 __device__ inline void copy_b_box(uint32_t to, const Box &box, uint32_t full, bool shared, int x, int y) {
   constexpr uint16_t BOTH = 3;
   if (shared) {
-    multicast_box(to, box.map, full, BOTH, x, y, box.group);
+    multicast_box(to, box.map(), full, BOTH, x, y, box.place());
   } else {
-    copy_box(to, box.map, full, x, y, box.group);
+    copy_box(to, box.map(), full, x, y, box.place());
   }
 }
 
@@ -36,11 +36,11 @@ __device__ inline void copy_b_half(const Problem &problem, const Tile &tile, int
     for (int block = 0; block < Problem::COLUMNS / 64; ++block) {
       const Box box = problem.b(tile, 64 * block);
       const int y = box.depth + depth + half * (DEPTH / 2);
-      copy_b_box(to + block * BLOCK + half * (BLOCK / 2), box, full, shared, box.inner + box.outer, y);
+      copy_b_box(to + block * BLOCK + half * (BLOCK / 2), box, full, shared, box.outer, y);
     }
   } else {
     const Box box = problem.b(tile, half * (Problem::COLUMNS / 2));
-    copy_b_box(to + half * (Problem::COLUMNS / 2 * LINE), box, full, shared, box.inner + box.depth + depth, box.outer);
+    copy_b_box(to + half * (Problem::COLUMNS / 2 * LINE), box, full, shared, box.depth + depth, box.outer);
   }
 }
 
@@ -78,36 +78,64 @@ __device__ inline void produce(const Problem &problem, const Shared<Problem> &sh
   }
 }
 
-// The row of the source that an index names; -1: zeros.
-__device__ inline int fetch_row(const Gather &gather, int64_t sources, int place, moe_device_report_t *report) {
-  const int64_t row = load_index(gather.index, place);
-  if (row < sources) return row < 0 ? -1 : static_cast<int>(row);
-  record_fault(report, gather.fault, place, row);
-  return -1;
-}
+// ---- Rows that an index names. A thread copies 16 bytes of a line and of every 16th line from there on.
+
+// Of what an index names: zeros.
+constexpr uint32_t ABSENT = 0xffffffff;
+
+struct Gathering {
+  const Gather &gather;
+  const Matrix &source;
+  moe_device_report_t *report;
+  int64_t sources;
+  // The warp's lines are 4 and every 16th from each of them on: one for each lane, or two for each of 16 lanes.
+  int line;
+  int chunk;
+
+  template <class Problem>
+  __device__ explicit Gathering(const Problem &problem)
+      : gather(problem.gather()), source(problem.a_matrix()), report(problem.report()),
+        sources(true_count(gather.rows, report)), line(threadIdx.x / 8), chunk(threadIdx.x % 8) {}
+
+  // Where the thread writes in its first line.
+  __device__ uint32_t place() const { return line * LINE + ((chunk ^ line % 8) << 4); }
+
+  // The line that lane looks up, so that copy i of all lanes is looked up by lanes 4 * i and on.
+  __device__ static int looked_up() {
+    const int lane = threadIdx.x % 32;
+    return threadIdx.x / 32 * 4 + lane % 4 + lane / 4 * 16;
+  }
+
+  // What the index says of a place; to be checked when it has come.
+  __device__ int64_t look_up(int place, bool exists) const { return exists ? load_index(gather.index, place) : -1; }
+
+  // Where such a row begins, in units of 16 bytes.
+  __device__ uint32_t checked(int64_t row, int place) const {
+    if (row >= sources) record_fault(report, gather.fault, place, row);
+    return row >= 0 && row < sources ? static_cast<uint32_t>(row) * static_cast<uint32_t>(source.pitch / 8) : ABSENT;
+  }
+};
 
 // All threads of the warp group; A's lines run along the reduction, each from the row that the index names.
 template <class Problem>
 __device__ inline void gather_along(const Problem &problem, const Shared<Problem> &shared) {
-  const int chunk = threadIdx.x % 8, line = threadIdx.x / 8;
-  const uint32_t place = line * LINE + ((chunk ^ line % 8) << 4);
-  const Matrix &source = problem.a_matrix();
-  const int64_t sources = true_count(problem.gather().rows, problem.report());
+  const Gathering gathering(problem);
+  const int chunk = gathering.chunk;
+  const uint32_t place = gathering.place();
   Ring ring;
   Tiles<Problem> tiles(problem, shared);
   while (tiles.next()) {
     const Tile tile = tiles.tile();
     if (threadIdx.x == 0) problem.acquire(tile);
-    // Where the lines begin, in units of 16 bytes, and which of them exist; the others are zeros.
+    const int row = Gathering::looked_up(), named = tile.begin + tile.row + row;
+    const uint32_t mine = gathering.checked(gathering.look_up(named, row < tile.rows), named);
+    // Where the lines begin, and which of them exist.
     uint32_t from[8], exist = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const int row = line + 16 * i, place = tile.begin + tile.row + row;
-      const int named = row < tile.rows ? fetch_row(problem.gather(), sources, place, problem.report()) : -1;
-      from[i] = max(named, 0) * static_cast<uint32_t>(source.pitch / 8);
-      exist |= (named >= 0) << i;
-      // Four indices at a time: more would not fit the registers.
-      if (i == 3) asm volatile("" : "+r"(exist)::"memory");
+      from[i] = __shfl_sync(WARP, mine, 4 * i + threadIdx.x % 32 / 8);
+      exist |= (from[i] != ABSENT) << i;
+      if (from[i] == ABSENT) from[i] = 0;
     }
     const int steps = tile.steps();
     for (int step = 0; step < steps; ++step) {
@@ -115,7 +143,7 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
       if (threadIdx.x == 0) copy_stage(problem, shared, tile, step, ring.slot);
       const uint32_t to = shared.stage(ring.slot) + place;
       const int depth = step * DEPTH + chunk * 8;
-      const uint8_t *const data = source.data + 2 * depth;
+      const uint8_t *const data = gathering.source.data + 2 * depth;
       if (exist == 0xff && (step + 1) * DEPTH <= tile.depth) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) cp_async_16(to + i * 16 * LINE, data + uint64_t(from[i]) * 16, 16);
@@ -132,44 +160,45 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
   }
 }
 
-// The same where A's lines run across it: an index names the row of each element of the reduction.
+// The same where A's lines run across it: an index names the row of each element of the reduction. A warp looks up what
+// it copies in two steps at once, and two steps ahead.
 template <class Problem>
 __device__ inline void gather_across(const Problem &problem, const Shared<Problem> &shared) {
-  const int chunk = threadIdx.x % 8, line = threadIdx.x / 8;
-  const uint32_t place = line * LINE + ((chunk ^ line % 8) << 4);
-  const Matrix &source = problem.a_matrix();
-  const int64_t sources = true_count(problem.gather().rows, problem.report());
+  const Gathering gathering(problem);
+  const int chunk = gathering.chunk, lane = threadIdx.x % 32;
+  const uint32_t place = gathering.place();
   Ring ring;
   Tiles<Problem> tiles(problem, shared);
   while (tiles.next()) {
     const Tile tile = tiles.tile();
     const int steps = tile.steps(), halves = tile.halves(), outer = tile.row + chunk * 8;
     if (threadIdx.x == 0) problem.acquire(tile);
-    int from[4];
-    const auto fetch = [&](int step) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = step * DEPTH + line + 16 * i;
-        from[i] = row < tile.depth ? fetch_row(problem.gather(), sources, tile.begin + row, problem.report()) : -1;
-      }
-    };
-    fetch(0);
+    const uint8_t *const data = gathering.source.data + 2 * outer;
+    // Bytes of the thread's 16 that exist, in either half of the tile's rows.
+    const int valid[2] = {min(max(2 * (tile.rows - chunk * 8), 0), 16), min(max(2 * (tile.rows - chunk * 8 - 64), 0), 16)};
+    int row = Gathering::looked_up();
+    int64_t ahead = gathering.look_up(tile.begin + row, row < tile.depth);
+    uint32_t mine = ABSENT;
     for (int step = 0; step < steps; ++step) {
+      if (step % 2 == 0) {
+        mine = gathering.checked(ahead, tile.begin + row);
+        row += 2 * DEPTH;
+        ahead = gathering.look_up(tile.begin + row, row < tile.depth);
+      }
       barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
       if (threadIdx.x == 0) copy_stage(problem, shared, tile, step, ring.slot);
       const uint32_t to = shared.stage(ring.slot) + place;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint8_t *const data = source.data + (max(from[i], 0) * source.pitch + outer) * 2;
+        const uint32_t from = __shfl_sync(WARP, mine, step % 2 * 16 + 4 * i + lane / 8);
+        const bool exists = from != ABSENT;
+        const uint8_t *const line = data + uint64_t(exists ? from : 0) * 16;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int valid = min(max(2 * (tile.rows - chunk * 8 - 64 * half), 0), 16);
-          if (half < halves) cp_async_16(to + half * BLOCK + i * 16 * LINE, data + half * LINE, from[i] < 0 ? 0 : valid);
+          if (half < halves) cp_async_16(to + half * BLOCK + i * 16 * LINE, line + half * LINE, exists ? valid[half] : 0);
         }
       }
       barrier_arrive_copies(shared.full(ring.slot));
-      // The next indices arrive while the slot that they are for is awaited.
-      fetch(step + 1);
       ring.advance(shared.stages);
     }
   }

@@ -91,11 +91,6 @@ __device__ inline void set_map_address(uint32_t map, uint64_t address) {
   asm volatile("tensormap.replace.tile.global_address.shared::cta.b1024.b64 [%0], %1;" ::"r"(map), "l"(address) : "memory");
 }
 
-// The innermost dimension's size in elements.
-__device__ inline void set_map_columns(uint32_t map, uint32_t columns) {
-  asm volatile("tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [%0], 0, %1;" ::"r"(map), "r"(columns) : "memory");
-}
-
 // A warp: copies a map to global memory, for those who acquire it.
 __device__ inline void publish_map(TensorMap *to, uint32_t map) {
   asm volatile("tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%0], [%1], 128;"

@@ -31,7 +31,7 @@ protected:
     const Place place = place_of(unit, blocks(work.rows, TILE_ROWS), tile_columns, rank);
     const int row = place.row * TILE_ROWS;
     const int rows = place.column < tile_columns ? work.rows - row : 0;
-    return {work.group, work.begin, row, place.column * width, rows, depth, place.shared, {0, 0}};
+    return {work.group, work.begin, row, place.column * width, rows, depth, place.shared};
   }
 
   // Where a tile goes in a matrix that takes 16 bytes at a time: columns `first` and on, so many of which exist.

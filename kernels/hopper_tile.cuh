@@ -25,38 +25,31 @@ struct Tile {
   int rows;
   // Elements of the reduction.
   int depth;
+  // B is copied for both blocks of the cluster.
   bool shared;
-  // Where rows of B, or of its two halves, begin in their maps.
-  int inner[2];
 
   __device__ int steps() const { return blocks(depth, DEPTH); }
   __device__ int halves() const { return rows > 64 ? 2 : rows > 0 ? 1 : 0; }
 };
 
-// Where columns or rows of an operand begin in a tensor map: on its own side and on the reduction's.
+// Where columns or rows of an operand begin: on its own side and on the reduction's.
 struct Box {
-  const TensorMap *map;
+  const BoxSource *source;
   int outer;
   int depth;
   int group;
-  // Elements that are skipped of each row of memory.
-  int inner;
+
+  __device__ bool own_map() const { return source->maps != nullptr; }
+  __device__ const TensorMap *map() const { return own_map() ? source->maps + group : &source->map; }
+  // The group's place in its map.
+  __device__ int place() const { return own_map() ? 0 : group; }
 };
 
-// Where a matrix' boxes from `outer` and `depth` on are; there is one matrix.
-__device__ inline Box box_of(const BoxSource &source, int outer, int depth) {
-  return {&source.map, outer, depth, 0, source.inner};
-}
-
-// The same for a group's weight; `inner` as `inner_of` says.
-__device__ inline Box box_of(const BoxSource &source, int outer, int group, int inner) {
-  if (source.maps != nullptr) return {source.maps + group, outer, 0, 0, inner};
-  return {&source.map, outer, 0, group, inner};
-}
-
-__device__ inline int inner_of(const BoxSource &source, int group) {
-  if (source.pointers == nullptr) return source.inner;
-  return (reinterpret_cast<uint64_t>(source.pointers[group]) + 2 * source.offset) % 16 / 2;
+// Whether boxes of a group's weight can be copied: it is there, and a pointer is one that maps can be tied to.
+__device__ inline bool has_boxes(const BoxSource &source, int64_t group) {
+  if (source.pointers == nullptr) return true;
+  const uint64_t pointer = reinterpret_cast<uint64_t>(source.pointers[group]);
+  return pointer != 0 && (pointer + 2 * source.offset) % 16 == 0;
 }
 
 // One thread, before it copies by a group's map.

@@ -37,13 +37,13 @@ template <class T, int WIDTH, bool TURNS, bool GATHERED> struct Wgrad {
     const Place place = place_of(unit, tile_rows(), tile_columns(), rank);
     const int row = place.row * TILE_ROWS, column = place.column * COLUMNS;
     const int rows = place.column < tile_columns() ? this->rows() - row : 0;
-    return {work.group, work.begin, row, column, rows, work.rows, place.shared, {0, 0}};
+    return {work.group, work.begin, row, column, rows, work.rows, place.shared};
   }
 
   __device__ void acquire(const Tile &) const {}
 
-  __device__ Box a(const Tile &tile) const { return box_of(p.a_boxes, tile.row, tile.begin); }
-  __device__ Box b(const Tile &tile, int column) const { return box_of(p.b_boxes, tile.column + column, tile.begin); }
+  __device__ Box a(const Tile &tile) const { return {&p.a_boxes, tile.row, tile.begin, 0}; }
+  __device__ Box b(const Tile &tile, int column) const { return {&p.b_boxes, tile.column + column, tile.begin, 0}; }
 
   __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const {
     const Grouped &all = p.wgrad.out;

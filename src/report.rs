@@ -47,6 +47,9 @@ pub fn describe(report: &moe_device_report_t) -> String {
         MOE_FAULT_NAN_LOGIT => format!("logit {place} is NaN; it counts as -inf"),
         MOE_FAULT_SLOT_INDEX => format!("row or token {place}: slot {value} is out of range; it was skipped"),
         MOE_FAULT_MAP_ENTRY => format!("map entry {place} is {value}, out of range; it was skipped"),
+        MOE_FAULT_POINTER => {
+            format!("group {place}: its matrix is at {value:#x}, no multiple of 16 bytes; the group was skipped")
+        }
         what => format!("unknown fault {what} (place {place}, value {value})"),
     }
 }

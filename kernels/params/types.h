@@ -87,8 +87,6 @@ struct BoxSource {
   /// Those pointers, and elements from where one points to where its matrix begins.
   uint8_t *const *pointers;
   int64_t offset;
-  /// Elements from the multiple of 16 bytes to which a map is tied to where rows begin; kernels find that of pointers.
-  int32_t inner;
 };
 
 /// The maps of matrices that are given by pointers (kernels/hopper_maps.cu).
@@ -99,8 +97,8 @@ struct BoxMapsParams {
   /// Absent matrices are NULL, and get no map.
   uint8_t *const *pointers;
   int64_t offset;
-  int64_t columns;
   TensorMap *maps;
+  moe_device_report_t *report;
 };
 
 #endif  // MOE_PARAMS_TYPES_H

@@ -57,7 +57,8 @@ pub struct moe_tensor_t {
     pub row_pitch: i64,
     /// Elements from one group to the next; 0: groups are contiguous.
     pub group_stride: i64,
-    /// A device array of E device pointers; a NULL entry is an absent or frozen expert and is skipped.
+    /// A device array of E device pointers; a NULL entry is an absent or frozen expert and is skipped. Pointers to 16-bit
+    /// weights are multiples of 16 bytes: on Hopper others are reported (MOE_FAULT_POINTER) and skipped.
     pub pointers: *const *mut c_void,
     /// Scales of an FP8 tensor.
     pub scale: *mut c_void,
@@ -137,6 +138,8 @@ pub const MOE_FAULT_NAN_LOGIT: i32 = 8;
 pub const MOE_FAULT_SLOT_INDEX: i32 = 9;
 /// An entry of a chunk order, a rank map or an expert map is out of range. place: its place; value: the entry.
 pub const MOE_FAULT_MAP_ENTRY: i32 = 10;
+/// A pointer to a group's matrix is no multiple of 16 bytes where a kernel copies by tensor maps. place: group; value: the address.
+pub const MOE_FAULT_POINTER: i32 = 11;
 
 /// In device memory (host memory for the CPU backend), zeroed by the caller. The first fault wins; read it
 /// after your own synchronisation. moe_device_report_message() turns it into words.

@@ -64,3 +64,20 @@ def test_a_fault_is_reported(gpu, rng):
     torch.cuda.synchronize()
     what, place, value = report.tolist()
     assert (what & 0xFFFFFFFF, place, value) == (libmoe.FAULT_TOKEN_INDEX, 7, 1 << 30)
+
+
+def test_a_pointer_between_multiples_of_16_bytes(gpu):
+    """Copy boxes cannot begin there: the group is left out and reported, the others are computed."""
+    rows, n, k = 100, 136, 72
+    make = lambda *size: torch.randn(*size, device="cuda").bfloat16()
+    odd = make(n * k + 1)[1:].view(n, k)
+    a, b, c = make(2 * rows, k), [make(n, k), odd], torch.full((2 * rows, n), torch.nan, device="cuda", dtype=torch.bfloat16)
+    report = torch.zeros(24, device="cuda", dtype=torch.uint8)
+    offsets = torch.tensor([0, rows, 2 * rows], device="cuda")
+    gpu.run("grouped_gemm_fwd", dict(dtype=libmoe.DTYPE_BF16, rows_max=2 * rows, num_groups=2, n=n, k=k),
+            dict(a=a, b=b, c=c, group_offsets=offsets, report=report))
+    torch.cuda.synchronize()
+    assert (c[:rows].double() - a[:rows].double() @ b[0].double().T).abs().max() < 0.2
+    if torch.cuda.get_device_capability()[0] == 9:
+        assert c[rows:].isnan().all()
+        assert "group 1" in gpu.report_message(report) and "16 bytes" in gpu.report_message(report)

@@ -56,9 +56,8 @@ def main():
         # Few rows would go to the kernels for them.
         described = reference.Case.desc
         reference.Case.desc = lambda case, **changes: described(case, batch_invariant=libmoe.ON, **changes)
-    # Stacked weights that begin between multiples of 16 bytes go to the portable kernels; by pointers they need not.
-    somewhere = reference.Run.somewhere
-    reference.Run.somewhere = lambda run, w: somewhere(run, w) if w.ndim == 2 else harness.array(w, run.case.dtype)
+    # Weights that begin between multiples of 16 bytes go to the portable kernels.
+    reference.Run.somewhere = lambda run, w: harness.array(w, run.case.dtype)
     with libmoe.Context("cuda:0") as ctx:
         for number in range(count):
             rng, guarded = np.random.default_rng([seed, number]), harness.Guards()

@@ -258,7 +258,7 @@ class Run:
             return self.somewhere(w)
         if not self.p.present.any():
             return {"pointers": array(np.zeros(len(w)), "int64"), "dtype": self.case.dtype}
-        return [self.somewhere(w[e]) if self.p.present[e] else None for e in range(len(w))]
+        return [array(w[e], self.case.dtype) if self.p.present[e] else None for e in range(len(w))]
 
     def somewhere(self, w):
         """A copy that begins at a multiple of 16 bytes, or at any element."""

@@ -4,6 +4,7 @@ use std::ptr::{null, null_mut};
 
 use cudarc::driver::sys::*;
 
+use crate::abi::types::moe_device_report_t;
 use crate::cuda::launch::{Launch, Launcher};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -26,14 +27,12 @@ pub struct BoxSource {
     /// Those pointers, and elements from where one points to where its matrix begins.
     pub pointers: *const *mut u8,
     pub offset: i64,
-    /// Elements from the multiple of 16 bytes to which a map is tied to where rows begin; kernels find that of pointers.
-    pub inner: i32,
 }
 
 impl BoxSource {
     /// Nothing is copied by boxes.
     pub const ABSENT: BoxSource =
-        BoxSource { map: TensorMap { words: [0; 16] }, maps: null(), pointers: null(), offset: 0, inner: 0 };
+        BoxSource { map: TensorMap { words: [0; 16] }, maps: null(), pointers: null(), offset: 0 };
 }
 
 /// The maps of matrices that are given by pointers (kernels/hopper_maps.cu).
@@ -46,8 +45,8 @@ pub struct BoxMapsParams {
     /// Absent matrices are NULL, and get no map.
     pub pointers: *const *mut u8,
     pub offset: i64,
-    pub columns: i64,
     pub maps: *mut TensorMap,
+    pub report: *mut moe_device_report_t,
 }
 
 /// Maps that a block of that kernel makes, each by a warp.
@@ -77,23 +76,16 @@ impl Boxes {
     pub fn fits(&self) -> bool {
         let aligned = |elements: i64| elements * 2 % ALIGNMENT == 0;
         aligned(self.pitch)
-            && self.pitch >= self.columns + self.inner()
+            && self.data.addr() as i64 % ALIGNMENT == 0
+            && self.pitch >= self.columns
             && (self.groups == 1 || aligned(self.group_stride) && self.group_stride > 0)
             && [self.groups, self.rows, self.columns].iter().all(|&size| (1..(1 << 31) - 8).contains(&size))
             && self.pitch.max(self.group_stride) < 1 << 38
     }
 
-    /// Elements from the multiple of 16 bytes below to `data`.
-    fn inner(&self) -> i64 {
-        self.data.addr() as i64 % ALIGNMENT / 2
-    }
-
-    /// Where `data` lies. Boxes may begin anywhere in a row, so that the map's address need not be that of the data.
+    /// Where `data` lies.
     pub fn source(&self, launcher: &Launcher) -> Result<BoxSource> {
-        let inner = self.inner();
-        let data = self.data.wrapping_sub(2 * inner as usize);
-        let map = Boxes { data, columns: self.columns + inner, ..*self }.map(launcher)?;
-        Ok(BoxSource { map, inner: inner as i32, ..BoxSource::ABSENT })
+        Ok(BoxSource { map: self.map(launcher)?, ..BoxSource::ABSENT })
     }
 
     /// Where a weight lies: stacked, or by pointers, whose maps are made in `room`.
@@ -107,8 +99,8 @@ impl Boxes {
             groups: self.groups,
             pointers,
             offset,
-            columns: self.columns,
             maps: room,
+            report: launcher.report,
         };
         let grid = [(self.groups as u32).div_ceil(MAPS_A_BLOCK), 1, 1];
         let launch = Launch { kernel: "hopper_box_maps", grid, block: 32 * MAPS_A_BLOCK, ..Default::default() };

@@ -29,6 +29,8 @@ inline void copy_box(uint32_t to, const TensorMap *map, uint32_t barrier, int x,
   const uint64_t *const words = map->words, *const sizes = words + 4, *const pitches = words + 8;
   const int rows = words[3];
   check_alignment(to, 128);
+  // Anything else is an illegal instruction.
+  check_alignment(2 * x, 16);
   for (int r = 0; r < rows; ++r) {
     const uint32_t line = to + r * 128;
     for (int c = 0; c < 64; ++c) {
@@ -53,10 +55,6 @@ inline void multicast_box(uint32_t to, const TensorMap *map, uint32_t barrier, u
 inline void set_map_address(uint32_t map, uint64_t address) {
   check_alignment(address, 16);
   memcpy(emulator::at(map), &address, 8);
-}
-inline void set_map_columns(uint32_t map, uint32_t columns) {
-  const uint64_t size = columns;
-  memcpy(emulator::at(map) + 4 * 8, &size, 8);
 }
 inline void publish_map(TensorMap *to, uint32_t map) {
   check_alignment(reinterpret_cast<uint64_t>(to), 64);
