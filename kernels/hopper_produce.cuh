@@ -83,12 +83,17 @@ __device__ inline void produce(const Problem &problem, const Shared<Problem> &sh
 // Of what an index names: zeros.
 constexpr uint32_t ABSENT = 0xffffffff;
 
+// An entry of an index as it is loaded: to look at it, even to widen it, is to wait for it.
+struct Entry {
+  uint32_t low;
+  uint32_t high;
+};
+
 struct Gathering {
   const Gather &gather;
   const Matrix &source;
   moe_device_report_t *report;
   int64_t sources;
-  // The warp's lines are 4 and every 16th from each of them on: one for each lane, or two for each of 16 lanes.
   int line;
   int chunk;
 
@@ -100,17 +105,28 @@ struct Gathering {
   // Where the thread writes in its first line.
   __device__ uint32_t place() const { return line * LINE + ((chunk ^ line % 8) << 4); }
 
-  // The line that lane looks up, so that copy i of all lanes is looked up by lanes 4 * i and on.
+  // A warp has 4 lines and every 16th from each of them on. The one that this lane looks up, for copy lane / 4 of all.
   __device__ static int looked_up() {
     const int lane = threadIdx.x % 32;
     return threadIdx.x / 32 * 4 + lane % 4 + lane / 4 * 16;
   }
 
-  // What the index says of a place; to be checked when it has come.
-  __device__ int64_t look_up(int place, bool exists) const { return exists ? load_index(gather.index, place) : -1; }
+  __device__ Entry look_up(int place, bool exists) const {
+    Entry entry = {ABSENT, ABSENT};
+    if (!exists) return entry;
+    if (gather.index.dtype == MOE_DTYPE_INT64) {
+      const uint2 words = reinterpret_cast<const uint2 *>(gather.index.data)[place];
+      entry = {words.x, words.y};
+    } else {
+      entry.low = reinterpret_cast<const uint32_t *>(gather.index.data)[place];
+    }
+    return entry;
+  }
 
-  // Where such a row begins, in units of 16 bytes.
-  __device__ uint32_t checked(int64_t row, int place) const {
+  // Where the row begins that it names, in units of 16 bytes.
+  __device__ uint32_t checked(const Entry &entry, int place) const {
+    const bool wide = gather.index.dtype == MOE_DTYPE_INT64;
+    const int64_t row = wide ? static_cast<int64_t>(uint64_t(entry.high) << 32 | entry.low) : static_cast<int32_t>(entry.low);
     if (row >= sources) record_fault(report, gather.fault, place, row);
     return row >= 0 && row < sources ? static_cast<uint32_t>(row) * static_cast<uint32_t>(source.pitch / 8) : ABSENT;
   }
@@ -137,69 +153,69 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
       exist |= (from[i] != ABSENT) << i;
       if (from[i] == ABSENT) from[i] = 0;
     }
+    // The step's 16 bytes of a line that begins at 0. Opaque, so that a copy's address is one instruction.
+    uint64_t data = reinterpret_cast<uint64_t>(gathering.source.data) + 16 * chunk;
     const int steps = tile.steps();
     for (int step = 0; step < steps; ++step) {
       barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
       if (threadIdx.x == 0) copy_stage(problem, shared, tile, step, ring.slot);
       const uint32_t to = shared.stage(ring.slot) + place;
-      const int depth = step * DEPTH + chunk * 8;
-      const uint8_t *const data = gathering.source.data + 2 * depth;
-      if (exist == 0xff && (step + 1) * DEPTH <= tile.depth) {
+      const uint32_t copied = step * DEPTH + chunk * 8 < tile.depth ? exist : 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) cp_async_16(to + i * 16 * LINE, data + uint64_t(from[i]) * 16, 16);
-      } else {
-        const int valid = min(max(2 * (tile.depth - depth), 0), 16);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          cp_async_16(to + i * 16 * LINE, data + uint64_t(from[i]) * 16, exist >> i & 1 ? valid : 0);
-        }
+      for (int i = 0; i < 8; ++i) {
+        cp_async_16_if(to + i * 16 * LINE, reinterpret_cast<const void *>(data + uint64_t(from[i]) * 16), copied >> i & 1);
       }
       barrier_arrive_copies(shared.full(ring.slot));
+      asm volatile("add.u64 %0, %0, %1;" : "+l"(data) : "n"(LINE));
       ring.advance(shared.stages);
     }
   }
 }
 
 // The same where A's lines run across it: an index names the row of each element of the reduction. A warp looks up what
-// it copies in two steps at once, and two steps ahead.
+// it copies in two steps at once, and four steps ahead: copies that are under way delay what is loaded behind them.
 template <class Problem>
 __device__ inline void gather_across(const Problem &problem, const Shared<Problem> &shared) {
   const Gathering gathering(problem);
-  const int chunk = gathering.chunk, lane = threadIdx.x % 32;
+  const int chunk = gathering.chunk;
   const uint32_t place = gathering.place();
   Ring ring;
   Tiles<Problem> tiles(problem, shared);
   while (tiles.next()) {
     const Tile tile = tiles.tile();
-    const int steps = tile.steps(), halves = tile.halves(), outer = tile.row + chunk * 8;
+    const int steps = tile.steps();
     if (threadIdx.x == 0) problem.acquire(tile);
-    const uint8_t *const data = gathering.source.data + 2 * outer;
-    // Bytes of the thread's 16 that exist, in either half of the tile's rows.
-    const int valid[2] = {min(max(2 * (tile.rows - chunk * 8), 0), 16), min(max(2 * (tile.rows - chunk * 8 - 64), 0), 16)};
-    int row = Gathering::looked_up();
-    int64_t ahead = gathering.look_up(tile.begin + row, row < tile.depth);
-    uint32_t mine = ABSENT;
-    for (int step = 0; step < steps; ++step) {
-      if (step % 2 == 0) {
-        mine = gathering.checked(ahead, tile.begin + row);
-        row += 2 * DEPTH;
-        ahead = gathering.look_up(tile.begin + row, row < tile.depth);
-      }
-      barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
-      if (threadIdx.x == 0) copy_stage(problem, shared, tile, step, ring.slot);
-      const uint32_t to = shared.stage(ring.slot) + place;
+    const uint8_t *const data = gathering.source.data + 2 * (tile.row + chunk * 8);
+    // Of the two halves of the tile's lines.
+    const bool exists[2] = {chunk * 8 < tile.rows, chunk * 8 + 64 < tile.rows};
+    const auto look_up = [&](int step) {
+      const int row = step * DEPTH + Gathering::looked_up();
+      return gathering.look_up(tile.begin + row, row < tile.depth);
+    };
+    const auto copy_two_steps = [&](Entry &ahead, int first) {
+      const uint32_t mine = gathering.checked(ahead, tile.begin + first * DEPTH + Gathering::looked_up());
+      ahead = look_up(first + 4);
+#pragma unroll 1
+      for (int step = 0; step < 2 && first + step < steps; ++step) {
+        barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
+        if (threadIdx.x == 0) copy_stage(problem, shared, tile, first + step, ring.slot);
+        const uint32_t to = shared.stage(ring.slot) + place;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t from = __shfl_sync(WARP, mine, step % 2 * 16 + 4 * i + lane / 8);
-        const bool exists = from != ABSENT;
-        const uint8_t *const line = data + uint64_t(exists ? from : 0) * 16;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          if (half < halves) cp_async_16(to + half * BLOCK + i * 16 * LINE, line + half * LINE, exists ? valid[half] : 0);
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t from = __shfl_sync(WARP, mine, step * 16 + 4 * i + threadIdx.x % 32 / 8);
+          const uint32_t at = to + i * 16 * LINE;
+          const uint8_t *const line = data + uint64_t(from) * 16;
+          cp_async_16_if(at, line, from != ABSENT && exists[0]);
+          cp_async_16_if(at + BLOCK, line + LINE, from != ABSENT && exists[1]);
         }
+        barrier_arrive_copies(shared.full(ring.slot));
+        ring.advance(shared.stages);
       }
-      barrier_arrive_copies(shared.full(ring.slot));
-      ring.advance(shared.stages);
+    };
+    Entry even = look_up(0), odd = look_up(2);
+    for (int step = 0; step < steps; step += 4) {
+      copy_two_steps(even, step);
+      copy_two_steps(odd, step + 2);
     }
   }
 }

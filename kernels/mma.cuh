@@ -14,6 +14,16 @@ __device__ inline void cp_async_16(uint32_t to, const void *from, uint32_t valid
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");
 }
 
+// All 16 or, if they do not exist, zeros.
+__device__ inline void cp_async_16_if(uint32_t to, const void *from, bool exists) {
+  asm volatile(
+      "{\n"
+      ".reg .pred absent;\n"
+      "setp.eq.u32 absent, %2, 0;\n"
+      "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, absent;\n"
+      "}" ::"r"(to), "l"(from), "r"(static_cast<uint32_t>(exists)) : "memory");
+}
+
 // The same for 4 bytes.
 __device__ inline void cp_async_4(uint32_t to, const void *from, uint32_t valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");

@@ -119,9 +119,11 @@ fn boxes_of(p: &Linear, columns: i64) -> Boxes {
     weight_boxes(&p.b, p.groups.count, p.layout, p.n, p.k, columns)
 }
 
-/// Whether rows can be fetched 16 bytes at a time, and their places counted so in 32 bits.
-pub fn gathers(source: &Matrix, rows: i64) -> bool {
-    source.data.addr() % 16 == 0 && source.pitch % 8 == 0 && rows.saturating_mul(source.pitch / 8) < 1 << 32
+/// Whether rows of so many columns can be fetched 16 bytes at a time, and their places counted so in 32 bits.
+pub fn gathers(source: &Matrix, rows: i64, columns: i64) -> bool {
+    source.data.addr() % 16 == 0
+        && (source.pitch | columns) % 8 == 0
+        && rows.saturating_mul(source.pitch / 8) < 1 << 32
 }
 
 /// What rows of `columns` are copied from; nothing where an index names them.
@@ -141,7 +143,7 @@ pub fn row_source(
 /// Whether rows of `columns` can be copied, by boxes or by an index.
 pub fn rows_fit(matrix: &Matrix, gather: &Option<Gather>, rows: i64, columns: i64) -> bool {
     match gather {
-        Some(gather) => gathers(matrix, gather.rows.bound),
+        Some(gather) => gathers(matrix, gather.rows.bound, columns),
         None => row_boxes(matrix, rows, columns, 64, false).fits(),
     }
 }
@@ -193,7 +195,7 @@ pub fn pick<'a, T>(kernels: &'a [[[T; 2]; 2]; 2], dtype: Dtype, gather: &Option<
 pub fn takes_wgrad(device: &Device, p: &WgradParams) -> bool {
     let fits = |matrix: &Matrix, gather: &Gather, columns: i64| match gather.index.data.is_null() {
         true => row_boxes(matrix, p.groups.rows_max, columns, 64, false).fits(),
-        false => gathers(matrix, gather.rows.bound),
+        false => gathers(matrix, gather.rows.bound, columns),
     };
     let both = !p.left_gather.index.data.is_null() && !p.right_gather.index.data.is_null();
     is_hopper(device)
