@@ -88,3 +88,25 @@ __device__ inline void activate_gradient(const Formula &f, Floats<N> &gate, Floa
     }
   }
 }
+
+// silu(gate) * up with nothing clamped, as most models have it: kernels that hold a tile in registers have code for it.
+__device__ inline bool is_swiglu(const Formula &f) {
+  return f.curve == CURVE_SWISH && f.gated && f.alpha == 1.0f && f.shift == 0.0f && f.limit == INFINITY;
+}
+
+template <int N> __device__ inline void swiglu(const Floats<N> &gate, const Floats<N> &up, Floats<N> &act) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) act[e] = __fdividef(gate[e], 1.0f + __expf(-gate[e])) * up[e];
+}
+
+// With its derivatives, over gate and up.
+template <int N> __device__ inline void swiglu_gradient(Floats<N> &gate, Floats<N> &up, Floats<N> &act) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    const float s = __fdividef(1.0f, 1.0f + __expf(-gate[e])), value = gate[e] * s;
+    act[e] = value * up[e];
+    // s (1 + gate (1 - s)) = s + value (1 - s)
+    gate[e] = (s + value * (1.0f - s)) * up[e];
+    up[e] = value;
+  }
+}

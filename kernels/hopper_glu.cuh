@@ -22,6 +22,8 @@ struct Glu : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
   static constexpr int ALL = WIDTH / 2;
   static constexpr int HALF = WIDTH / 4;
   static constexpr int ACTS = OUT / 2;
+  // The loop takes registers that the widest has not.
+  static constexpr bool ROLLED = WIDTH == 128;
   // What a bias takes does not fit the registers beside so many sums: the host knows.
   static constexpr bool BIASED = WIDTH != 192;
   // Elements whose activation is computed together, as registers allow.
@@ -86,6 +88,17 @@ struct Glu : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
         if (r < tile.rows) weights[i] = row_weight(p.row_weights, tile.begin + tile.row + r, p.report);
       }
     }
+    if (FORM == HALVES && is_swiglu(p.formula)) {
+      activate_all<FORM == HALVES>(sums, weights, lane);
+    } else {
+      activate_all<false>(sums, weights, lane);
+    }
+    store_narrow<T, ACTS>(this->plain_target(p.act, tile, tile.column, columns), row, sums, staging);
+  }
+
+private:
+  // act, in place of the sums that come first.
+  template <bool SWIGLU> __device__ void activate_all(float *sums, const float (&weights)[2], int lane) const {
 #pragma unroll
     for (int i = 0; i < ACTS; i += AT_ONCE) {
       Floats<AT_ONCE> gate, up, act;
@@ -94,7 +107,11 @@ struct Glu : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
         gate[e] = FORM == PAIRS ? sums[2 * (i + e)] : sums[i + e];
         up[e] = FORM == PAIRS ? sums[2 * (i + e) + 1] : FORM == HALVES ? sums[HALF + i + e] : 0.0f;
       }
-      activate<AT_ONCE>(p.formula, gate, up, act);
+      if constexpr (SWIGLU) {
+        swiglu<AT_ONCE>(gate, up, act);
+      } else {
+        activate<AT_ONCE>(p.formula, gate, up, act);
+      }
       if constexpr (FORM == PAIRS) {
 #pragma unroll
         for (int e = 0; e < AT_ONCE; ++e) act[e] *= weights[e % 2];
@@ -105,10 +122,8 @@ struct Glu : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
         for (int e = 0; e < AT_ONCE; ++e) sums[i + e] = act[e] * weights[e / 2 % 2];
       }
     }
-    store_narrow<T, ACTS>(this->plain_target(p.act, tile, tile.column, columns), row, sums, staging);
   }
 
-private:
   // Where the tile's columns of h begin, and how many there are of so many columns of act; not of HALVES.
   __device__ static int h_column(const Tile &tile) { return FORM == PAIRS ? 2 * tile.column : tile.column; }
   __device__ static int h_columns(int columns) { return FORM == PAIRS ? 2 * columns : columns; }

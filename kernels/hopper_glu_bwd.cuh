@@ -53,43 +53,17 @@ template <class T, bool ACROSS, bool GATHERED, bool PAIRS> struct GluBwd : Rows<
   }
 
   __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const {
-    const int lane = threadIdx.x % 32, columns = p.formula.ffn - tile.column;
+    const int lane = threadIdx.x % 32;
     float weights[2], dots[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int r = row + lane / 4 + 8 * i;
       weights[i] = r < tile.rows ? row_weight(p.row_weights, tile.begin + tile.row + r, p.report) : 0.0f;
     }
-#pragma unroll
-    for (int strip = 0; strip < STRIPS; ++strip) {
-      const uint32_t h = staging + strip * (2 * HALF_BYTES);
-      // Of this strip and the one behind it, the first has come.
-      cp_async_wait<STRIPS - 1>();
-      __syncwarp();
-      uint32_t acts[STRIP / 16][4];
-#pragma unroll
-      for (int block = 0; block < STRIP / 8; block += 2) {
-        const int left = columns - strip * STRIP - block * 8;
-        differentiate(h, block, sums + 4 * (strip * STRIP / 8 + block), left, weights, dots, acts[block / 2]);
-      }
-      __syncwarp();
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (half == 1 && !p.formula.gated) continue;
-        store(p.dh, tile, row, h_column(tile, strip, half), h_columns(half), h + half * HALF_BYTES);
-      }
-      if (p.weighted_act.data != nullptr) {
-        __syncwarp();
-#pragma unroll
-        for (int block = 0; block < STRIP / 8; block += 2) {
-          stmatrix(staged<LANES>(h, lane % 16, lane / 16) ^ block << 4, acts[block / 2]);
-        }
-        __syncwarp();
-        store(p.weighted_act, tile, row, tile.column + strip * STRIP, p.formula.ffn, h);
-      }
-      __syncwarp();
-      // The same strip of the warp's other rows.
-      fetch(tile, row + 64, strip, staging);
+    if (!PAIRS && is_swiglu(p.formula)) {
+      finish_strips<!PAIRS>(tile, row, sums, staging, weights, dots);
+    } else {
+      finish_strips<false>(tile, row, sums, staging, weights, dots);
     }
     if (p.dots != nullptr) {
 #pragma unroll
@@ -105,6 +79,44 @@ template <class T, bool ACROSS, bool GATHERED, bool PAIRS> struct GluBwd : Rows<
   }
 
 private:
+  template <bool SWIGLU>
+  __device__ void finish_strips(const Tile &tile, int row, const float *sums, uint32_t staging, const float (&weights)[2],
+                                float (&dots)[2]) const {
+    const int lane = threadIdx.x % 32, columns = p.formula.ffn - tile.column;
+    const bool gated = SWIGLU || p.formula.gated;
+#pragma unroll
+    for (int strip = 0; strip < STRIPS; ++strip) {
+      const uint32_t h = staging + strip * (2 * HALF_BYTES);
+      // Of this strip and the one behind it, the first has come.
+      cp_async_wait<STRIPS - 1>();
+      __syncwarp();
+      uint32_t acts[STRIP / 16][4];
+#pragma unroll
+      for (int block = 0; block < STRIP / 8; block += 2) {
+        const int left = columns - strip * STRIP - block * 8;
+        differentiate<SWIGLU>(h, block, sums + 4 * (strip * STRIP / 8 + block), left, weights, dots, acts[block / 2]);
+      }
+      __syncwarp();
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (half == 1 && !gated) continue;
+        store(p.dh, tile, row, h_column(tile, strip, half), h_columns(half), h + half * HALF_BYTES);
+      }
+      if (p.weighted_act.data != nullptr) {
+        __syncwarp();
+#pragma unroll
+        for (int block = 0; block < STRIP / 8; block += 2) {
+          stmatrix(staged<LANES>(h, lane % 16, lane / 16) ^ block << 4, acts[block / 2]);
+        }
+        __syncwarp();
+        store(p.weighted_act, tile, row, tile.column + strip * STRIP, p.formula.ffn, h);
+      }
+      __syncwarp();
+      // The same strip of the warp's other rows.
+      fetch(tile, row + 64, strip, staging);
+    }
+  }
+
   // A lane's 16 bytes of each fourth of a strip's 16 rows.
   __device__ static int line() { return threadIdx.x % 32 / LANES; }
   __device__ static int chunk() { return threadIdx.x % LANES; }
@@ -146,12 +158,17 @@ private:
   }
 
   // 16 columns of 16 rows, of which `left` columns exist, from block `block` of 8 on: h becomes its gradient.
+  template <bool SWIGLU>
   __device__ void differentiate(uint32_t h, int block, const float *dact, int left, const float (&weights)[2],
                                 float (&dots)[2], uint32_t (&acts)[4]) const {
     constexpr int N = 8;
     Floats<N> gate, up = {}, act;
-    read(h, block, gate, up);
-    activate_gradient<N>(p.formula, gate, up, act);
+    read<SWIGLU>(h, block, gate, up);
+    if constexpr (SWIGLU) {
+      swiglu_gradient<N>(gate, up, act);
+    } else {
+      activate_gradient<N>(p.formula, gate, up, act);
+    }
 #pragma unroll
     for (int e = 0; e < N; ++e) {
       const float weight = weights[e / 2 % 2], slope = weight * dact[e];
@@ -163,7 +180,7 @@ private:
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) acts[i] = pack_pair<T>(act[2 * i], act[2 * i + 1]);
-    write(h, block, gate, up);
+    write<SWIGLU>(h, block, gate, up);
   }
 
   // Four matrices of 8 x 8 at that block: elements 2i, 2i + 1 are of matrix i, as ldmatrix deals them out.
@@ -179,7 +196,7 @@ private:
     return staged<LANES>(half, lane / 4 + i % 2 * 8, of_strip % 4 * 2 + t / 2) + t % 2 * 8;
   }
 
-  __device__ void read(uint32_t h, int block, Floats<8> &gate, Floats<8> &up) const {
+  template <bool GATED> __device__ void read(uint32_t h, int block, Floats<8> &gate, Floats<8> &up) const {
     if constexpr (PAIRS) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -192,13 +209,13 @@ private:
       uint32_t bits[4];
       ldmatrix(bits, matrices(h, block));
       unpack<T>(gate, uint4{bits[0], bits[1], bits[2], bits[3]});
-      if (!p.formula.gated) return;
+      if (!GATED && !p.formula.gated) return;
       ldmatrix(bits, matrices(h + HALF_BYTES, block));
       unpack<T>(up, uint4{bits[0], bits[1], bits[2], bits[3]});
     }
   }
 
-  __device__ void write(uint32_t h, int block, const Floats<8> &gate, const Floats<8> &up) const {
+  template <bool GATED> __device__ void write(uint32_t h, int block, const Floats<8> &gate, const Floats<8> &up) const {
     if constexpr (PAIRS) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -210,7 +227,7 @@ private:
 #pragma unroll
       for (int i = 0; i < 4; ++i) bits[i] = pack_pair<T>(gate[2 * i], gate[2 * i + 1]);
       stmatrix(matrices(h, block), bits);
-      if (!p.formula.gated) return;
+      if (!GATED && !p.formula.gated) return;
 #pragma unroll
       for (int i = 0; i < 4; ++i) bits[i] = pack_pair<T>(up[2 * i], up[2 * i + 1]);
       stmatrix(matrices(h + HALF_BYTES, block), bits);
