@@ -138,13 +138,20 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
   const Gathering gathering(problem);
   const int chunk = gathering.chunk;
   const uint32_t place = gathering.place();
+  const int row = Gathering::looked_up();
+  const auto look_up = [&](const Tile &tile) { return gathering.look_up(tile.begin + tile.row + row, row < tile.rows); };
   Ring ring;
   Tiles<Problem> tiles(problem, shared);
-  while (tiles.next()) {
+  bool more = tiles.next();
+  Entry ahead = {};
+  if (more) ahead = look_up(tiles.tile());
+  while (more) {
     const Tile tile = tiles.tile();
     if (threadIdx.x == 0) problem.acquire(tile);
-    const int row = Gathering::looked_up(), named = tile.begin + tile.row + row;
-    const uint32_t mine = gathering.checked(gathering.look_up(named, row < tile.rows), named);
+    const uint32_t mine = gathering.checked(ahead, tile.begin + tile.row + row);
+    // What the next tile needs comes while this one is copied: copies that are under way delay what is loaded behind them.
+    more = tiles.next();
+    if (more) ahead = look_up(tiles.tile());
     // Where the lines begin, and which of them exist.
     uint32_t from[8], exist = 0;
 #pragma unroll
@@ -173,28 +180,42 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
 }
 
 // The same where A's lines run across it: an index names the row of each element of the reduction. A warp looks up what
-// it copies in two steps at once, and four steps ahead: copies that are under way delay what is loaded behind them.
+// it copies in two steps at once, and four steps ahead, if need be of the next tile: copies that are under way delay what
+// is loaded behind them.
 template <class Problem>
 __device__ inline void gather_across(const Problem &problem, const Shared<Problem> &shared) {
   const Gathering gathering(problem);
   const int chunk = gathering.chunk;
   const uint32_t place = gathering.place();
+  const auto look_up = [&](int begin, int depth, int step) {
+    const int row = step * DEPTH + Gathering::looked_up();
+    return gathering.look_up(begin + row, row < depth);
+  };
   Ring ring;
   Tiles<Problem> tiles(problem, shared);
-  while (tiles.next()) {
+  bool more = tiles.next();
+  Entry even = {}, odd = {};
+  if (more) {
     const Tile tile = tiles.tile();
-    const int steps = tile.steps();
+    even = look_up(tile.begin, tile.depth, 0), odd = look_up(tile.begin, tile.depth, 2);
+  }
+  while (more) {
+    const Tile tile = tiles.tile();
+    more = tiles.next();
+    int next_begin = 0, next_depth = 0;
+    if (more) {
+      const Tile next = tiles.tile();
+      next_begin = next.begin, next_depth = next.depth;
+    }
+    const int steps = tile.steps(), whole = blocks(steps, 4) * 4;
     if (threadIdx.x == 0) problem.acquire(tile);
     const uint8_t *const data = gathering.source.data + 2 * (tile.row + chunk * 8);
     // Of the two halves of the tile's lines.
     const bool exists[2] = {chunk * 8 < tile.rows, chunk * 8 + 64 < tile.rows};
-    const auto look_up = [&](int step) {
-      const int row = step * DEPTH + Gathering::looked_up();
-      return gathering.look_up(tile.begin + row, row < tile.depth);
-    };
     const auto copy_two_steps = [&](Entry &ahead, int first) {
       const uint32_t mine = gathering.checked(ahead, tile.begin + first * DEPTH + Gathering::looked_up());
-      ahead = look_up(first + 4);
+      const bool within = first + 4 < whole;
+      ahead = look_up(within ? tile.begin : next_begin, within ? tile.depth : next_depth, within ? first + 4 : first + 4 - whole);
 #pragma unroll 1
       for (int step = 0; step < 2 && first + step < steps; ++step) {
         barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
@@ -212,8 +233,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
         ring.advance(shared.stages);
       }
     };
-    Entry even = look_up(0), odd = look_up(2);
-    for (int step = 0; step < steps; step += 4) {
+    for (int step = 0; step < whole; step += 4) {
       copy_two_steps(even, step);
       copy_two_steps(odd, step + 2);
     }

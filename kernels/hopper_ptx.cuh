@@ -139,6 +139,13 @@ __device__ inline void stmatrix(uint32_t row, const uint32_t (&from)[4]) {
                : "memory");
 }
 
+// The same, each matrix transposed.
+__device__ inline void stmatrix_transposed(uint32_t row, const uint32_t (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(from[0]),
+               "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+
 __device__ inline uint4 load_shared_16(uint32_t from) {
   uint4 value;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -202,7 +202,45 @@ template <class Out, int N> __device__ inline void store_direct(const Target &to
 }
 
 // A tile of which rows and columns are swapped: sums[m, n] goes to out[n, m]. `to` counts as the output does; there is
-// no bias. 32 columns of the sums at a time, as 32 lines of 16 floats.
+// no bias. 64 columns of the sums at a time, as 64 lines of 16 elements.
+template <class T, int N>
+__device__ inline void store_transposed_narrow(const Target &to, int row, const float (&sums)[N], uint32_t staging) {
+  const int lane = threadIdx.x % 32, chunk = lane % 2;
+  const auto place = [&](int n, int chunk) { return staging + n * 32 + ((chunk ^ n / 4 % 2) << 4); };
+  const uint32_t mine = place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  const int valid = min(to.columns - row - chunk * 8, 8);
+  T *const out = reinterpret_cast<T *>(to.data) + lane / 2 * to.pitch + row + chunk * 8;
+#pragma unroll
+  for (int strip = 0; strip < N / 32; ++strip) {
+#pragma unroll
+    for (int block = 0; block < 8; block += 2) {
+      const float *const at = sums + 4 * (strip * 8 + block);
+      uint32_t pairs[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) pairs[i] = pack_pair<T>(to.alpha * at[2 * i], to.alpha * at[2 * i + 1]);
+      stmatrix_transposed(mine + block * 8 * 32, pairs);
+    }
+    __syncwarp();
+    uint4 bits[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) bits[i] = load_shared_16(place(lane / 2 + 16 * i, chunk));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (strip * 64 + lane / 2 + 16 * i >= to.rows || valid <= 0) continue;
+      T *const at = out + (strip * 64 + 16 * i) * to.pitch;
+      if (to.packed && valid == 8) {
+        *reinterpret_cast<uint4 *>(at) = bits[i];
+      } else {
+        float values[8];
+        unpack<T>(values, bits[i]);
+        gemm::store_8(at, values, valid, false);
+      }
+    }
+    __syncwarp();
+  }
+}
+
+// The same for other outputs: 32 columns at a time, as 32 lines of 16 floats.
 template <class T, int N>
 __device__ inline void store_transposed(const Target &to, int row, const float (&sums)[N], uint32_t staging) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;

@@ -63,6 +63,8 @@ template <class T, int WIDTH, bool TURNS, bool GATHERED> struct Wgrad {
     to.bias = nullptr;
     if (!swapped) return store<T>(to, row, sums, staging);
     part(to, row, staging);
+    if (to.narrow && !to.add) return store_transposed_narrow<T>(to, row, sums, staging);
+    part(to, row, staging);
     store_transposed<T>(to, row, sums, staging);
   }
 

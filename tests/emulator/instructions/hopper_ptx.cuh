@@ -78,6 +78,15 @@ template <int REGISTERS> inline void take_registers() {}
 inline void stmatrix(uint32_t row, const uint32_t (&from)[4]) {
   each_matrix(row, [&](int m, char *to) { memcpy(to, &from[m], 4); });
 }
+inline void stmatrix_transposed(uint32_t row, const uint32_t (&from)[4]) {
+  const int lane = threadIdx.x % 32;
+  for (int m = 0; m < 4; ++m) {
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t line = __shfl_sync(~0u, row, m * 8 + lane % 4 * 2 + i);
+      memcpy(emulator::at(line) + lane / 4 * 2, reinterpret_cast<const char *>(&from[m]) + 2 * i, 2);
+    }
+  }
+}
 template <class T> inline T load_shared(uint32_t from) {
   check_alignment(from, sizeof(T));
   T value;
