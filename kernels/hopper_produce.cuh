@@ -168,10 +168,15 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
       if (threadIdx.x == 0) copy_stage(problem, shared, tile, step, ring.slot);
       const uint32_t to = shared.stage(ring.slot) + place;
       const uint32_t copied = step * DEPTH + chunk * 8 < tile.depth ? exist : 0;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        cp_async_16_if(to + i * 16 * LINE, reinterpret_cast<const void *>(data + uint64_t(from[i]) * 16), copied >> i & 1);
-      }
+      const auto line = [&](int i) { return reinterpret_cast<const void *>(data + uint64_t(from[i]) * 16); };
+      cp_async_16_if<0>(to, line(0), copied);
+      cp_async_16_if<1>(to + 1 * 16 * LINE, line(1), copied);
+      cp_async_16_if<2>(to + 2 * 16 * LINE, line(2), copied);
+      cp_async_16_if<3>(to + 3 * 16 * LINE, line(3), copied);
+      cp_async_16_if<4>(to + 4 * 16 * LINE, line(4), copied);
+      cp_async_16_if<5>(to + 5 * 16 * LINE, line(5), copied);
+      cp_async_16_if<6>(to + 6 * 16 * LINE, line(6), copied);
+      cp_async_16_if<7>(to + 7 * 16 * LINE, line(7), copied);
       barrier_arrive_copies(shared.full(ring.slot));
       asm volatile("add.u64 %0, %0, %1;" : "+l"(data) : "n"(LINE));
       ring.advance(shared.stages);
@@ -211,7 +216,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
     if (threadIdx.x == 0) problem.acquire(tile);
     const uint8_t *const data = gathering.source.data + 2 * (tile.row + chunk * 8);
     // Of the two halves of the tile's lines.
-    const bool exists[2] = {chunk * 8 < tile.rows, chunk * 8 + 64 < tile.rows};
+    const uint32_t exist = (chunk * 8 < tile.rows ? 1 : 0) + (chunk * 8 + 64 < tile.rows ? 2 : 0);
     const auto copy_two_steps = [&](Entry &ahead, int first) {
       const uint32_t mine = gathering.checked(ahead, tile.begin + first * DEPTH + Gathering::looked_up());
       const bool within = first + 4 < whole;
@@ -226,8 +231,9 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
           const uint32_t from = __shfl_sync(WARP, mine, step * 16 + 4 * i + threadIdx.x % 32 / 8);
           const uint32_t at = to + i * 16 * LINE;
           const uint8_t *const line = data + uint64_t(from) * 16;
-          cp_async_16_if(at, line, from != ABSENT && exists[0]);
-          cp_async_16_if(at + BLOCK, line + LINE, from != ABSENT && exists[1]);
+          const uint32_t copied = from != ABSENT ? exist : 0;
+          cp_async_16_if<0>(at, line, copied);
+          cp_async_16_if<1>(at + BLOCK, line + LINE, copied);
         }
         barrier_arrive_copies(shared.full(ring.slot));
         ring.advance(shared.stages);

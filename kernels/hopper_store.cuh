@@ -202,14 +202,15 @@ template <class Out, int N> __device__ inline void store_direct(const Target &to
 }
 
 // A tile of which rows and columns are swapped: sums[m, n] goes to out[n, m]. `to` counts as the output does; there is
-// no bias. 64 columns of the sums at a time, as 64 lines of 16 elements.
+// no bias. 64 columns of the sums at a time, as 64 lines of all 64 rows of the team: its warps come here together.
 template <class T, int N>
 __device__ inline void store_transposed_narrow(const Target &to, int row, const float (&sums)[N], uint32_t staging) {
-  const int lane = threadIdx.x % 32, chunk = lane % 2;
-  const auto place = [&](int n, int chunk) { return staging + n * 32 + ((chunk ^ n / 4 % 2) << 4); };
-  const uint32_t mine = place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-  const int valid = min(to.columns - row - chunk * 8, 8);
-  T *const out = reinterpret_cast<T *>(to.data) + lane / 2 * to.pitch + row + chunk * 8;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, chunk = lane % 8, line = warp * 16 + lane / 8;
+  const auto wait = [] { named_barrier(2 + threadIdx.x / 128, 128); };
+  const uint32_t lines = staging - warp * 2048;
+  const uint32_t mine = staged<8>(lines, lane / 16 * 8 + lane % 8, warp * 2 + lane / 8 % 2);
+  const int first = row - warp * 16 + chunk * 8, valid = min(to.columns - first, 8);
+  T *const out = reinterpret_cast<T *>(to.data) + line * to.pitch + first;
 #pragma unroll
   for (int strip = 0; strip < N / 32; ++strip) {
 #pragma unroll
@@ -218,16 +219,16 @@ __device__ inline void store_transposed_narrow(const Target &to, int row, const 
       uint32_t pairs[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) pairs[i] = pack_pair<T>(to.alpha * at[2 * i], to.alpha * at[2 * i + 1]);
-      stmatrix_transposed(mine + block * 8 * 32, pairs);
+      stmatrix_transposed(mine + block * 8 * 128, pairs);
     }
-    __syncwarp();
+    wait();
     uint4 bits[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) bits[i] = load_shared_16(place(lane / 2 + 16 * i, chunk));
+    for (int i = 0; i < 4; ++i) bits[i] = load_shared_16(staged<8>(lines, line + 4 * i, chunk));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (strip * 64 + lane / 2 + 16 * i >= to.rows || valid <= 0) continue;
-      T *const at = out + (strip * 64 + 16 * i) * to.pitch;
+      if (strip * 64 + line + 4 * i >= to.rows || valid <= 0) continue;
+      T *const at = out + (strip * 64 + 4 * i) * to.pitch;
       if (to.packed && valid == 8) {
         *reinterpret_cast<uint4 *>(at) = bits[i];
       } else {
@@ -236,7 +237,7 @@ __device__ inline void store_transposed_narrow(const Target &to, int row, const 
         gemm::store_8(at, values, valid, false);
       }
     }
-    __syncwarp();
+    wait();
   }
 }
 

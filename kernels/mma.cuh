@@ -14,14 +14,16 @@ __device__ inline void cp_async_16(uint32_t to, const void *from, uint32_t valid
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");
 }
 
-// All 16 or, if they do not exist, zeros.
-__device__ inline void cp_async_16_if(uint32_t to, const void *from, bool exists) {
+// All 16 if bit BIT is set, else zeros.
+template <int BIT> __device__ inline void cp_async_16_if(uint32_t to, const void *from, uint32_t bits) {
   asm volatile(
       "{\n"
       ".reg .pred absent;\n"
-      "setp.eq.u32 absent, %2, 0;\n"
+      ".reg .b32 bit;\n"
+      "and.b32 bit, %2, %3;\n"
+      "setp.eq.u32 absent, bit, 0;\n"
       "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, absent;\n"
-      "}" ::"r"(to), "l"(from), "r"(static_cast<uint32_t>(exists)) : "memory");
+      "}" ::"r"(to), "l"(from), "r"(bits), "n"(1 << BIT) : "memory");
 }
 
 // The same for 4 bytes.

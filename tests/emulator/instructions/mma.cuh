@@ -15,7 +15,9 @@ inline void cp_async_16(uint32_t to, const void *from, uint32_t valid) {
   memset(emulator::at(to), 0, 16);
   memcpy(emulator::at(to), from, valid);
 }
-inline void cp_async_16_if(uint32_t to, const void *from, bool exists) { cp_async_16(to, from, exists ? 16 : 0); }
+template <int BIT> inline void cp_async_16_if(uint32_t to, const void *from, uint32_t bits) {
+  cp_async_16(to, from, bits >> BIT & 1 ? 16 : 0);
+}
 inline void cp_async_commit() {}
 template <int PENDING> inline void cp_async_wait() {}
 
