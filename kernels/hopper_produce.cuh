@@ -160,7 +160,7 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
       exist |= (from[i] != ABSENT) << i;
       if (from[i] == ABSENT) from[i] = 0;
     }
-    // The step's 16 bytes of a line that begins at 0. Opaque, so that a copy's address is one instruction.
+    // The step's 16 bytes of a line that begins at 0.
     uint64_t data = reinterpret_cast<uint64_t>(gathering.source.data) + 16 * chunk;
     const int steps = tile.steps();
     for (int step = 0; step < steps; ++step) {
@@ -178,7 +178,7 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
       cp_async_16_if<6>(to + 6 * 16 * LINE, line(6), copied);
       cp_async_16_if<7>(to + 7 * 16 * LINE, line(7), copied);
       barrier_arrive_copies(shared.full(ring.slot));
-      asm volatile("add.u64 %0, %0, %1;" : "+l"(data) : "n"(LINE));
+      advance<LINE>(data);
       ring.advance(shared.stages);
     }
   }

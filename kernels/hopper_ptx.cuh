@@ -105,6 +105,11 @@ __device__ inline void acquire_map(const TensorMap *map) {
 // Orders ordinary accesses of shared memory, seen so far by this thread, before those of the copy engine and of wgmma.
 __device__ inline void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// An addition that the compiler does not look into: what is added to the address later is one addition, not three.
+template <int BYTES> __device__ inline void advance(uint64_t &address) {
+  asm volatile("add.u64 %0, %0, %1;" : "+l"(address) : "n"(BYTES));
+}
+
 // ---- Clusters and warp groups.
 
 __device__ inline uint32_t cluster_rank() {

@@ -64,8 +64,9 @@ def main():
         times[width] = json.loads(run.stdout.splitlines()[-1])
     fitted = {name: {width: fit(width, [t[name] for t in times[width]]) for width in WIDTHS} for name in ("plain", "gathered")}
     for width in WIDTHS:
-        rates = ", ".join(f"{fitted['plain'][192][0] / fitted[name][width][0]:.2f}" for name in fitted)
-        print(f"    Shape {{ columns: {width}, rate: [{rates}], epilogue: {fitted['plain'][width][1]:.1f} }},")
+        rates = ", ".join(f"{of[192][0] / of[width][0]:.2f}" for of in fitted.values())
+        epilogues = ", ".join(f"{of[width][1]:.1f}" for of in fitted.values())
+        print(f"    Shape {{ columns: {width}, rate: [{rates}], epilogue: [{epilogues}] }},")
     from libmoe.bench import method, record
     details = {**method.gpu_state(), "commit": record.commit(), "problems": PROBLEMS, "seconds": times, "fitted": fitted}
     (ROOT / "benches/results/tune.json").write_text(json.dumps(details, indent=1) + "\n")

@@ -205,3 +205,4 @@ inline float __uint_as_float(unsigned bits) { return emulator::from_bits<float>(
 inline int __ffs(unsigned value) { return __builtin_ffs(value); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float x) { return expf(x); }

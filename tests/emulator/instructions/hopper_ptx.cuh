@@ -63,6 +63,8 @@ inline void publish_map(TensorMap *to, uint32_t map) {
 inline void acquire_map(const TensorMap *) {}
 inline void fence_async() {}
 
+template <int BYTES> inline void advance(uint64_t &address) { address += BYTES; }
+
 // ---- Clusters and warp groups.
 
 inline uint32_t cluster_rank() { return emulator::rank(); }
