@@ -121,9 +121,7 @@ fn boxes_of(p: &Linear, columns: i64) -> Boxes {
 
 /// Whether rows of so many columns can be fetched 16 bytes at a time, and their places counted so in 32 bits.
 pub fn gathers(source: &Matrix, rows: i64, columns: i64) -> bool {
-    source.data.addr() % 16 == 0
-        && (source.pitch | columns) % 8 == 0
-        && rows.saturating_mul(source.pitch / 8) < 1 << 32
+    source.data.addr() % 16 == 0 && (source.pitch | columns) % 8 == 0 && rows.saturating_mul(source.pitch / 8) < 1 << 32
 }
 
 /// What rows of `columns` are copied from; nothing where an index names them.
