@@ -24,7 +24,8 @@ def seeded(rng):
 def config(**more):
     small = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
              "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "num_experts": 6, "encoder_sparse_step": 2, "decoder_sparse_step": 2,
-             "vocab_size": 99, "expert_capacity": 64, "max_position_embeddings": 64, "moe_token_dropout": 0.0, "router_bias": True}
+             # TF32 and a kink at zero do not go together.
+             "activation_function": "relu" if harness.on_cpu() else "gelu", "vocab_size": 99, "expert_capacity": 64, "max_position_embeddings": 64, "moe_token_dropout": 0.0, "router_bias": True}
     return NllbMoeConfig(**(small | more))
 
 
