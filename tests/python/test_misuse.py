@@ -168,7 +168,7 @@ def test_device_report_message(raw):
     assert buffer.raw[:11] == b"count 9 i\0\x5a"
     for what in range(-1, 40):
         assert raw.moe_device_report_message(ctypes.byref(report_t(what=what, place=-1, value=2**63 - 1)), buffer, 256) == SUCCESS
-        assert buffer.value and (b"unknown" in buffer.value) == (not 0 <= what <= 10)
+        assert buffer.value and (b"unknown" in buffer.value) == (not 0 <= what <= libmoe.FAULT_POINTER)
 
 
 def test_communicators(raw, cpu):
