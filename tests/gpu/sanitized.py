@@ -42,15 +42,14 @@ class Pair:
         self.gpu.run(op, desc, {**there, **modes}, workspace=workspace, stream=0)
         self.device.synchronize()
         found = {name: there[name].numpy() for name in outputs}
-        # In 16 bits the backends may round what lies between at different places, whatever the outputs are.
-        halves = any(array.dtype.itemsize == 2 for array in (*inputs.values(), *outputs.values()))
-        tolerance = 2e-2 if halves else 1e-3
+        # Between its stages the expert MLP rounds to 16 bits, and the backends not at the same places.
+        rounds = op.startswith("expert_mlp") and any(array.dtype.itemsize == 2 for array in inputs.values())
         for name, array in found.items():
             rows = slice(None) if valid is None or name not in valid else slice(valid[name])
             ours, theirs = array[rows].astype(np.float64), host[name][rows].astype(np.float64)
             scale = max(1e-6, np.linalg.norm(theirs))
             off = np.linalg.norm(ours - theirs) / scale
-            assert off < tolerance, (op, name, off)
+            assert off < (2e-2 if array.dtype.itemsize == 2 else 1e-2 if rounds else 1e-3), (op, name, off)
         self.calls += 1
         return found
 
