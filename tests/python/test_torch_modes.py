@@ -162,14 +162,21 @@ def _sharded_step(rank, meeting, seed):
     torch.manual_seed(seed)
     # The losses are means over a rank's tokens: they are left out, so that the whole batch is the sum of its halves.
     layer = moe.MoELayer(D, F, E, K, router_options={"renormalize": True})
-    whole = copy.deepcopy(layer)
+    # A module of torch's own tells whether gradients are averaged: by gloo some versions sum them.
+    plain = torch.nn.Linear(D, D)
     mesh = dist.init_device_mesh("cpu", (2,))
-    fully_shard(layer, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
-    x = torch.randn(2, T, D)
-    layer(x[rank])[0].square().mean().backward()
-    whole(x)[0].square().mean().backward()
-    for (name, sharded), parameter in zip(layer.named_parameters(), whole.parameters()):
-        grad = sharded.grad.full_tensor()
-        assert torch.allclose(grad, parameter.grad, atol=1e-6), name
+    x, grads = torch.randn(2, T, D), {}
+    for module in (layer, plain):
+        whole = copy.deepcopy(module)
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+        for one, given in ((module, x[rank]), (whole, x)):
+            y = one(given)
+            (y[0] if isinstance(y, tuple) else y).square().mean().backward()
+        pairs = zip(module.named_parameters(), whole.parameters())
+        grads[module] = {name: (sharded.grad.full_tensor(), p.grad) for (name, sharded), p in pairs}
+    factor = round(float((grads[plain]["bias"][0] / grads[plain]["bias"][1]).mean()))
+    assert factor in (1, 2)
+    for name, (grad, expected) in grads[layer].items():
+        assert torch.allclose(grad, factor * expected, atol=1e-6), name
     dist.barrier()
     dist.destroy_process_group()

@@ -39,6 +39,7 @@ def samples():
     """Arguments of each operator."""
     plan, holes = moe.make_plan(ids_of(), E), mask()
     some = moe.make_plan(holes, E, int(holes.sum()))
+    maps, some_maps = moe._dispatch.maps_of(plan), moe._dispatch.maps_of(some)
     router = {"aux_loss": 1, "aux_loss_coeff": 0.1, "z_loss": 1, "z_loss_coeff": 0.1}
     options = moe._define.encode(router)
     by_slot, by_mask = (T, K, T * K), (T, E, some.rows_max)
@@ -46,23 +47,23 @@ def samples():
     offsets, sizes = plan.group_offsets, plan.group_sizes
     routed = torch.ops.libmoe.router(randn(T, E, grad=False), K, None, None, None, 1, options)
     frozen = [t if t is None else t.detach() for t in weighted]
-    h = torch.ops.libmoe.expert_mlp(randn(T, D, grad=False), *frozen, *plan.maps, *by_slot, "", 0)[1]
+    h = torch.ops.libmoe.expert_mlp(randn(T, D, grad=False), *frozen, *maps, *by_slot, "", 0)[1]
     return {
         "dispatch_plan": [(ids_of(), E), (ids_of(dtype=torch.int32), E)],
         "dispatch_plan_mask": [(holes, int(holes.sum()))],
-        "dispatch": [(randn(T, D), *plan.maps, K), (randn(T, D), *some.maps, E)],
-        "dispatch_backward": [(randn(T * K, D, grad=False), *plan.maps, T, K)],
-        "combine": [(randn(T * K, D), randn(T, K), *plan.maps, T, K), (randn(T * K, D), None, *plan.maps, T, K)],
-        "combine_backward": [(randn(T, D, grad=False), randn(T * K, D, grad=False), randn(T, K, grad=False), *plan.maps, K)],
+        "dispatch": [(randn(T, D), *maps, K), (randn(T, D), *some_maps, E)],
+        "dispatch_backward": [(randn(T * K, D, grad=False), *maps, T, K)],
+        "combine": [(randn(T * K, D), randn(T, K), *maps, T, K), (randn(T * K, D), None, *maps, T, K)],
+        "combine_backward": [(randn(T, D, grad=False), randn(T * K, D, grad=False), randn(T, K, grad=False), *maps, K)],
         "expert_mlp": [
-            (randn(T, D), *weighted, *plan.maps, *by_slot, "", 0),
-            (randn(T, D), *experts(), *plan.maps, *by_slot, "", 1),
-            (randn(T, D), *experts(row_weights=randn(some.rows_max)), *some.maps, *by_mask, "activation=1", 0),
-            (randn(T, D, grad=False), *frozen, *plan.maps, *by_slot, "", 2),
+            (randn(T, D), *weighted, *maps, *by_slot, "", 0),
+            (randn(T, D), *experts(), *maps, *by_slot, "", 1),
+            (randn(T, D), *experts(row_weights=randn(some.rows_max)), *some_maps, *by_mask, "activation=1", 0),
+            (randn(T, D, grad=False), *frozen, *maps, *by_slot, "", 2),
             (randn(T * K, D), *experts(row_weights=randn(T * K)), offsets, None, None, None, None, 0, 1, T * K,
              "input_layout=1,output_layout=1", 0),
         ],
-        "expert_mlp_backward": [(randn(T, D, grad=False), randn(T, D, grad=False), *frozen, h, *plan.maps, *by_slot, "",
+        "expert_mlp_backward": [(randn(T, D, grad=False), randn(T, D, grad=False), *frozen, h, *maps, *by_slot, "",
                                  [True, True, False, True, True, True, False])],
         "grouped_gemm": [(randn(T * K, D), randn(E, D, F), None, None, sizes, 1),
                          (randn(T * K, D), randn(E, F, D), randn(E, F), offsets, None, 0)],

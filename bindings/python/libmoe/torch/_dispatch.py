@@ -31,9 +31,10 @@ class Plan(NamedTuple):
     # R: at least as many rows as there are; rows beyond group_offsets[E] are undefined.
     rows_max: int
 
-    @property
-    def maps(self):
-        return self.group_offsets, self.token_of_row, self.slot_of_row, self.row_of_slot, self.slot_offsets
+
+def maps_of(plan):
+    """The plan's maps as operators take them; no property of Plan, which torch.compile of 2.8 does not trace."""
+    return plan.group_offsets, plan.token_of_row, plan.slot_of_row, plan.row_of_slot, plan.slot_offsets
 
 
 def make_plan(ids, num_experts, rows_max=None):
@@ -50,12 +51,12 @@ def make_plan(ids, num_experts, rows_max=None):
 
 def dispatch(x, plan):
     """rows [R, d] of x [T, d]."""
-    return torch.ops.libmoe.dispatch.default(x, *plan.maps, plan.top_k)
+    return torch.ops.libmoe.dispatch.default(x, *maps_of(plan), plan.top_k)
 
 
 def combine(rows, plan, weights=None):
     """y [T, d] = sum of a token's rows [R, d] times weights [T, K]; without weights the plain sum."""
-    return torch.ops.libmoe.combine.default(rows, weights, *plan.maps, plan.num_tokens, plan.top_k)
+    return torch.ops.libmoe.combine.default(rows, weights, *maps_of(plan), plan.num_tokens, plan.top_k)
 
 
 # ---------------------------------------------------------------- plan

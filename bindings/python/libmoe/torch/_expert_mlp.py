@@ -9,6 +9,7 @@ from .._header import constants
 from ..activation import SWIGLU, is_gated
 from ._call import DTYPES, Operation, rows
 from ._define import decode, encode, no_second_derivative, operator
+from ._dispatch import maps_of
 
 FORWARD, BACKWARD = Operation("expert_mlp_fwd"), Operation("expert_mlp_bwd")
 IN_OUT = constants["MOE_WEIGHT_IN_OUT"]
@@ -30,7 +31,7 @@ def expert_mlp(x, plan, w1, w2, weights=None, b1=None, b2=None, *, row_weights=N
     w1, options["w1_layout"] = stored(w1, options.get("w1_layout", 0))
     w2, options["w2_layout"] = stored(w2, options.get("w2_layout", 0))
     sizes = plan.num_tokens, plan.top_k, plan.rows_max
-    return _apply(x, (w1, w2, b1, b2, weights, row_weights), plan.maps, sizes, encode(options, encoded), recompute)
+    return _apply(x, (w1, w2, b1, b2, weights, row_weights), maps_of(plan), sizes, encode(options, encoded), recompute)
 
 
 def expert_rows(x, group_offsets, w1, w2, row_weights=None, b1=None, b2=None, *, recompute=False, encoded="", **options):
