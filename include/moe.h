@@ -19,6 +19,9 @@ extern "C" {
 /** A CUDA stream: cudaStream_t and CUstream alike. NULL is the legacy default stream; on the CPU it must be NULL. */
 typedef struct CUstream_st *moe_stream_t;
 
+/** A CUDA event: cudaEvent_t and CUevent alike. */
+typedef struct CUevent_st *moe_event_t;
+
 /* ---------------------------------------------------------------- status */
 
 #define MOE_STATUS_SUCCESS 0
@@ -288,6 +291,16 @@ moe_status_t moe_context_destroy(struct moe_context_t *ctx);
 
 /** What a context runs on. `info->struct_size` is set by the caller. */
 moe_status_t moe_context_info(const struct moe_context_t *ctx, struct moe_context_info_t *info);
+
+/**
+ * What is enqueued on `stream` from now on waits for what `other` holds now. `event`, the caller's, is recorded for that;
+ * the call can be captured, and then takes `stream` into the graph of `other`. On the CPU nothing is to be done, and
+ * `event` may be NULL.
+ */
+moe_status_t moe_stream_wait(const struct moe_context_t *ctx,
+                             moe_stream_t stream,
+                             moe_stream_t other,
+                             moe_event_t event);
 
 /** 10000*major + 100*minor + patch of the library that was loaded. */
 int32_t moe_version(void);

@@ -67,11 +67,24 @@ impl moe_context_t {
     }
 
     /// What every operation asks before its own checks.
-    pub fn check_stream(&self, stream: moe_stream_t) -> Result<()> {
+    pub fn check_stream(&self, argument: &str, stream: moe_stream_t) -> Result<()> {
         if matches!(self.backend, Backend::Cpu) && !stream.is_null() {
-            return Err(Error::argument("stream", format!("{stream:?}"), "NULL on the CPU"));
+            return Err(Error::argument(argument, format!("{stream:?}"), "NULL on the CPU"));
         }
         Ok(())
+    }
+
+    /// Orders two streams by the caller's event.
+    pub fn stream_wait(&self, stream: moe_stream_t, other: moe_stream_t, event: moe_event_t) -> Result<()> {
+        match &self.backend {
+            Backend::Cpu => self.check_stream("stream", stream).and_then(|()| self.check_stream("other", other)),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(_) if event.is_null() => {
+                Err(Error::argument("event", "NULL", "an event that the caller made"))
+            }
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(device) => device.stream_wait(stream, other, event),
+        }
     }
 
     /// FP64 is the CPU backend's alone.

@@ -179,6 +179,11 @@ public:
   void register_buffer(void *buffer, std::uint64_t bytes) { check(moe_comm_register(object_, buffer, bytes)); }
 };
 
+/// What is enqueued on `stream` from now on waits for what `other` holds now; `event` is recorded for that.
+inline void stream_wait(const Context &ctx, moe_stream_t stream, moe_stream_t other, moe_event_t event) {
+  check(moe_stream_wait(ctx.get(), stream, other, event));
+}
+
 inline std::string device_report_message(const moe_device_report_t &report) {
   char text[256];
   check(moe_device_report_message(&report, text, sizeof text));

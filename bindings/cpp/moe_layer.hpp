@@ -7,6 +7,8 @@
 //   layer.forward(memory, weights, moe::tensor(x), moe::tensor(y), num_tokens, stream);
 //   layer.backward(memory, weights, moe::tensor(x), moe::tensor(dy), moe::tensor(dx), gradients, num_tokens, stream);
 //
+// With shared experts a moe::SideStream as last argument of both lets these run beside the routed ones.
+//
 // The memory holds what backward needs and all workspaces: one for each forward whose backward is still to come. Nothing is
 // allocated and nothing synchronises, so that a step can be captured in a CUDA graph.
 #ifndef MOE_LAYER_HPP
@@ -65,7 +67,7 @@ inline std::uint64_t bytes_of(moe_dtype_t dtype) {
   return dtype == MOE_DTYPE_FP64 ? 8 : dtype == MOE_DTYPE_FP32 ? 4 : 2;
 }
 
-/// Experts with their router. Shared experts are a set of one, which every token goes to.
+/// Experts with their router. Shared experts are a set of one, which every token goes to: its rows are the tokens.
 class ExpertSet {
 public:
   struct Tensors {
@@ -73,8 +75,9 @@ public:
   };
 
   ExpertSet(const Context &ctx, const LayerConfig &config, std::int64_t experts, std::int64_t top_k, std::int64_t width,
-            const moe_router_desc_t &router, bool routed, Arena &arena)
-      : routed_(routed), router_(router), mlp_(config.experts) {
+            const moe_router_desc_t &router, bool weighted, std::int32_t layout, Arena &arena)
+      : weighted_(weighted), router_(router), mlp_(config.experts) {
+    mlp_.input_layout = mlp_.output_layout = layout;
     const moe_dtype_t wide = config.dtype == MOE_DTYPE_FP64 ? MOE_DTYPE_FP64 : MOE_DTYPE_FP32;
     const std::uint64_t tokens = static_cast<std::uint64_t>(config.max_tokens);
     logits_.dtype = config.dtype;
@@ -90,7 +93,7 @@ public:
     const bool gated = mlp_.activation <= MOE_ACTIVATION_CLAMPED_SWIGLU;
     const std::uint64_t columns = static_cast<std::uint64_t>(gated ? 2 * width : width);
     ids_at_ = arena.place(slots * 4);
-    if (routed_) {
+    if (weighted_) {
       const std::uint64_t sequences = static_cast<std::uint64_t>(std::max<std::int64_t>(router_.num_sequences, 1));
       logits_at_ = arena.place(scores), dlogits_at_ = arena.place(scores);
       weights_at_ = arena.place(slots * bytes_of(wide)), dweights_at_ = arena.place(slots * bytes_of(wide));
@@ -108,7 +111,7 @@ public:
   std::uint64_t workspace_size(const Context &ctx) const {
     std::uint64_t bytes = std::max({dispatch_plan_workspace_size(ctx, dispatch_), expert_mlp_fwd_workspace_size(ctx, mlp_),
                                     expert_mlp_bwd_workspace_size(ctx, mlp_)});
-    if (!routed_) return bytes;
+    if (!weighted_) return bytes;
     return std::max({bytes, router_fwd_workspace_size(ctx, router_), router_bwd_workspace_size(ctx, router_),
                      router_logits_fwd_workspace_size(ctx, logits_), router_logits_bwd_workspace_size(ctx, logits_)});
   }
@@ -119,9 +122,9 @@ public:
     mlp_.rows_max = dispatch_.rows_max = dispatch_rows_max(ctx, dispatch_);
   }
 
-  void forward(const Context &ctx, char *memory, const Tensors &w, moe_tensor_t x, moe_tensor_t y, moe_output_mode_t y_mode,
-               void *workspace, std::uint64_t bytes, moe_stream_t stream) const {
-    if (routed_) {
+  void forward(const Context &ctx, char *memory, const Tensors &w, moe_tensor_t x, moe_tensor_t y, void *workspace,
+               std::uint64_t bytes, moe_stream_t stream) const {
+    if (weighted_) {
       moe_router_logits_fwd_args_t score = MOE_ROUTER_LOGITS_FWD_ARGS_INIT;
       score.x = x, score.weight = w.gate, score.logits = wide(memory, logits_at_);
       router_logits_fwd(ctx, logits_, score, workspace, bytes, stream);
@@ -140,23 +143,22 @@ public:
     moe_expert_mlp_fwd_args_t mlp = MOE_EXPERT_MLP_FWD_ARGS_INIT;
     maps(memory, mlp);
     mlp.x = x, mlp.w1 = w.w1, mlp.w2 = w.w2, mlp.b1 = w.b1, mlp.b2 = w.b2;
-    mlp.y = y, mlp.y_mode = y_mode, mlp.h = untyped_tensor(memory + h_at_, mlp_.dtype);
+    mlp.y = y, mlp.h = untyped_tensor(memory + h_at_, mlp_.dtype);
     expert_mlp_fwd(ctx, mlp_, mlp, workspace, bytes, stream);
   }
 
   /// fc1's saved output becomes its gradient: a second backward needs a forward before it.
   void backward(const Context &ctx, char *memory, const Tensors &w, moe_tensor_t x, moe_tensor_t dy, moe_tensor_t dx,
-                moe_output_mode_t dx_mode, const Tensors &grads, moe_output_mode_t mode, void *workspace, std::uint64_t bytes,
-                moe_stream_t stream) const {
+                const Tensors &grads, moe_output_mode_t mode, void *workspace, std::uint64_t bytes, moe_stream_t stream) const {
     moe_expert_mlp_bwd_args_t mlp = MOE_EXPERT_MLP_BWD_ARGS_INIT;
     maps(memory, mlp);
     mlp.dy = dy, mlp.x = x, mlp.w1 = w.w1, mlp.w2 = w.w2, mlp.b1 = w.b1, mlp.b2 = w.b2;
     mlp.h = mlp.dh = untyped_tensor(memory + h_at_, mlp_.dtype);
     mlp.dx = dx, mlp.dw1 = grads.w1, mlp.dw2 = grads.w2, mlp.db1 = grads.b1, mlp.db2 = grads.b2;
-    mlp.dx_mode = dx_mode, mlp.dw_mode = mlp.db_mode = mode;
-    if (routed_) mlp.dweights = wide(memory, dweights_at_);
+    mlp.dw_mode = mlp.db_mode = mode;
+    if (weighted_) (of_rows() ? mlp.drow_weights : mlp.dweights) = wide(memory, dweights_at_);
     expert_mlp_bwd(ctx, mlp_, mlp, workspace, bytes, stream);
-    if (!routed_) return;
+    if (!weighted_) return;
     moe_router_bwd_args_t route = MOE_ROUTER_BWD_ARGS_INIT;
     route.logits = wide(memory, logits_at_), route.ids = ints(memory, ids_at_);
     route.dweights = wide(memory, dweights_at_), route.dlogits = wide(memory, dlogits_at_);
@@ -168,6 +170,16 @@ public:
     router_logits_bwd(ctx, logits_, score, workspace, bytes, stream);
   }
 
+  /// sum[T, d] += rows, the output of a forward or backward of this set of one.
+  void add_rows(const Context &ctx, char *memory, moe_tensor_t rows, moe_tensor_t sum, void *workspace, std::uint64_t bytes,
+                moe_stream_t stream) const {
+    moe_combine_fwd_args_t combine = MOE_COMBINE_FWD_ARGS_INIT;
+    combine.rows = rows, combine.row_of_slot = ints(memory, row_of_slot_at_);
+    combine.y = sum, combine.y_mode = add();
+    combine_fwd(ctx, permute(), combine, workspace, bytes, stream);
+  }
+  std::uint64_t add_rows_workspace_size(const Context &ctx) const { return combine_fwd_workspace_size(ctx, permute()); }
+
   float *losses(char *memory) const { return reinterpret_cast<float *>(memory + losses_at_); }
   std::int64_t *group_sizes(char *memory) const { return longs(memory, sizes_at_); }
 
@@ -176,13 +188,20 @@ private:
     args.group_offsets = longs(memory, offsets_at_), args.group_sizes = longs(memory, sizes_at_);
     args.token_of_row = ints(memory, token_of_row_at_), args.slot_of_row = ints(memory, slot_of_row_at_);
     args.row_of_slot = ints(memory, row_of_slot_at_);
-    if (routed_) args.weights = wide(memory, weights_at_);
+    if (weighted_) (of_rows() ? args.row_weights : args.weights) = wide(memory, weights_at_);
+  }
+  bool of_rows() const { return mlp_.input_layout == MOE_LAYOUT_ROWS; }
+  moe_permute_desc_t permute() const {
+    moe_permute_desc_t desc = MOE_PERMUTE_DESC_INIT;
+    desc.dtype = mlp_.dtype, desc.num_tokens = mlp_.num_tokens, desc.hidden_size = mlp_.hidden_size;
+    desc.top_k = mlp_.top_k, desc.rows_max = mlp_.rows_max, desc.num_groups = mlp_.num_experts;
+    return desc;
   }
   moe_tensor_t wide(char *memory, std::uint64_t at) const { return untyped_tensor(memory + at, router_.logits_dtype); }
   static moe_tensor_t ints(char *memory, std::uint64_t at) { return untyped_tensor(memory + at, MOE_DTYPE_INT32); }
   static std::int64_t *longs(char *memory, std::uint64_t at) { return reinterpret_cast<std::int64_t *>(memory + at); }
 
-  bool routed_;
+  bool weighted_;
   moe_router_logits_desc_t logits_ = MOE_ROUTER_LOGITS_DESC_INIT;
   moe_router_desc_t router_;
   moe_dispatch_desc_t dispatch_ = MOE_DISPATCH_DESC_INIT;
@@ -193,16 +212,31 @@ private:
 
 } // namespace detail
 
+/// A second stream for the shared experts, and two events of the caller's, which each call records anew. Without events the
+/// shared experts follow the routed ones on the call's stream, as on the CPU.
+struct SideStream {
+  moe_stream_t stream = nullptr;
+  moe_event_t fork = nullptr, join = nullptr;
+};
+
 /// y = experts(x) + shared experts(x). Immutable but for the number of tokens of the call: one thread at a time.
 class MoELayer {
 public:
   MoELayer(const Context &ctx, const LayerConfig &config)
       : ctx_(ctx), has_shared_(config.shared_ffn_size > 0),
-        routed_(ctx, config, config.num_experts, config.top_k, config.ffn_size, config.router, true, arena_),
+        routed_(ctx, config, config.num_experts, config.top_k, config.ffn_size, config.router, true, MOE_LAYOUT_TOKENS, arena_),
         shared_(ctx, config, 1, 1, std::max<std::int64_t>(config.shared_ffn_size, 1), sigmoid(), config.shared_gate,
-                has_shared_ ? arena_ : unused_) {
+                MOE_LAYOUT_ROWS, has_shared_ ? arena_ : unused_),
+        dtype_(config.dtype) {
     workspace_size_ = routed_.workspace_size(ctx);
-    if (has_shared_) workspace_size_ = std::max(workspace_size_, shared_.workspace_size(ctx));
+    if (has_shared_) {
+      // Both sets may run at the same time: each has a workspace and an output of its own.
+      shared_workspace_size_ = shared_.workspace_size(ctx);
+      shared_workspace_at_ = arena_.place(shared_workspace_size_);
+      const std::uint64_t numbers = static_cast<std::uint64_t>(config.max_tokens) * static_cast<std::uint64_t>(config.hidden_size);
+      rows_at_ = arena_.place(numbers * detail::bytes_of(dtype_));
+      workspace_size_ = std::max(workspace_size_, shared_.add_rows_workspace_size(ctx));
+    }
     workspace_at_ = arena_.place(workspace_size_);
   }
 
@@ -211,22 +245,26 @@ public:
 
   /// y[T, d] of x[T, d], T = num_tokens <= max_tokens.
   void forward(void *memory, const LayerTensors &w, moe_tensor_t x, moe_tensor_t y, std::int64_t num_tokens,
-               moe_stream_t stream = nullptr) {
+               moe_stream_t stream = nullptr, const SideStream &side = {}) {
     char *at = begin(memory, num_tokens);
-    routed_.forward(ctx_, at, of_routed(w), x, y, overwrite(), at + workspace_at_, workspace_size_, stream);
-    if (has_shared_) shared_.forward(ctx_, at, of_shared(w), x, y, add(), at + workspace_at_, workspace_size_, stream);
+    const moe_stream_t beside = fork(stream, side);
+    if (has_shared_)
+      shared_.forward(ctx_, at, of_shared(w), x, rows(at), at + shared_workspace_at_, shared_workspace_size_, beside);
+    routed_.forward(ctx_, at, of_routed(w), x, y, at + workspace_at_, workspace_size_, stream);
+    join(at, y, stream, side);
   }
 
   /// dx[T, d] and the gradients, written or, with moe::add(), added to what they hold. Losses count with gradient 1.
   void backward(void *memory, const LayerTensors &w, moe_tensor_t x, moe_tensor_t dy, moe_tensor_t dx,
                 const LayerTensors &gradients, std::int64_t num_tokens, moe_stream_t stream = nullptr,
-                moe_output_mode_t mode = overwrite()) {
+                moe_output_mode_t mode = overwrite(), const SideStream &side = {}) {
     char *at = begin(memory, num_tokens);
-    routed_.backward(ctx_, at, of_routed(w), x, dy, dx, overwrite(), of_routed(gradients), mode, at + workspace_at_,
-                     workspace_size_, stream);
+    const moe_stream_t beside = fork(stream, side);
     if (has_shared_)
-      shared_.backward(ctx_, at, of_shared(w), x, dy, dx, add(), of_shared(gradients), mode, at + workspace_at_, workspace_size_,
-                       stream);
+      shared_.backward(ctx_, at, of_shared(w), x, dy, rows(at), of_shared(gradients), mode, at + shared_workspace_at_,
+                       shared_workspace_size_, beside);
+    routed_.backward(ctx_, at, of_routed(w), x, dy, dx, of_routed(gradients), mode, at + workspace_at_, workspace_size_, stream);
+    join(at, dx, stream, side);
   }
 
   /// After forward, on the device: the aux loss and the z-loss, and int64[E], the tokens of each expert.
@@ -240,6 +278,19 @@ private:
     shared_.set_tokens(ctx_, num_tokens);
     return static_cast<char *>(memory);
   }
+  /// The stream of the shared experts, which begins where `stream` is.
+  moe_stream_t fork(moe_stream_t stream, const SideStream &side) const {
+    if (!has_shared_ || side.fork == nullptr) return stream;
+    stream_wait(ctx_, side.stream, stream, side.fork);
+    return side.stream;
+  }
+  /// Adds what the shared experts have given, when they have.
+  void join(char *memory, moe_tensor_t sum, moe_stream_t stream, const SideStream &side) const {
+    if (!has_shared_) return;
+    if (side.fork != nullptr) stream_wait(ctx_, stream, side.stream, side.join);
+    shared_.add_rows(ctx_, memory, rows(memory), sum, memory + workspace_at_, workspace_size_, stream);
+  }
+  moe_tensor_t rows(char *memory) const { return untyped_tensor(memory + rows_at_, dtype_); }
   static detail::ExpertSet::Tensors of_routed(const LayerTensors &t) { return {t.gate, t.w1, t.w2, t.b1, t.b2}; }
   static detail::ExpertSet::Tensors of_shared(const LayerTensors &t) {
     return {t.shared_gate, t.shared_w1, t.shared_w2, MOE_TENSOR_INIT, MOE_TENSOR_INIT};
@@ -255,7 +306,8 @@ private:
   detail::Arena arena_, unused_;
   bool has_shared_;
   detail::ExpertSet routed_, shared_;
-  std::uint64_t workspace_size_ = 0, workspace_at_ = 0;
+  moe_dtype_t dtype_;
+  std::uint64_t workspace_size_ = 0, workspace_at_ = 0, shared_workspace_size_ = 0, shared_workspace_at_ = 0, rows_at_ = 0;
 };
 
 } // namespace moe

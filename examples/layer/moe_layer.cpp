@@ -92,7 +92,8 @@ int main() try {
   grads.shared_w1 = moe::tensor(shared_w1.data()), grads.shared_w2 = moe::tensor(shared_w2.data());
   grads.shared_gate = moe::tensor(shared_gate.data());
 
-  // Twice: the memory serves one step after another, and the gradients of the second are added to the first's.
+  // Twice: the memory serves one step after another, and the gradients of the second are added to the first's. On a GPU a
+  // moe::SideStream as last argument of both lets the shared expert run beside the routed ones.
   for (int step = 0; step < 2; step++) {
     moe_layer.forward(memory, w, moe::tensor(p.routed.x), moe::tensor(y.data()), T);
     moe_layer.backward(memory, w, moe::tensor(p.routed.x), moe::tensor(dy), moe::tensor(dx.data()), grads, T, nullptr,

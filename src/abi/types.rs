@@ -162,3 +162,7 @@ pub const MOE_WEIGHT_IN_OUT: i32 = 1;
 /// A CUDA stream: `cudaStream_t` and `CUstream` alike.
 #[allow(non_camel_case_types)]
 pub type moe_stream_t = *mut c_void;
+
+/// A CUDA event: `cudaEvent_t` and `CUevent` alike.
+#[allow(non_camel_case_types)]
+pub type moe_event_t = *mut c_void;

@@ -47,6 +47,19 @@ pub unsafe extern "C" fn moe_context_info(ctx: *const moe_context_t, info: *mut 
     })
 }
 
+/// What is enqueued on `stream` from now on waits for what `other` holds now. `event`, the caller's, is recorded for that;
+/// the call can be captured, and then takes `stream` into the graph of `other`. On the CPU nothing is to be done, and
+/// `event` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moe_stream_wait(
+    ctx: *const moe_context_t,
+    stream: moe_stream_t,
+    other: moe_stream_t,
+    event: moe_event_t,
+) -> moe_status_t {
+    boundary("moe_stream_wait", || unsafe { super::context(ctx)? }.stream_wait(stream, other, event))
+}
+
 /// 10000*major + 100*minor + patch of the library that was loaded.
 #[unsafe(no_mangle)]
 pub extern "C" fn moe_version() -> i32 {

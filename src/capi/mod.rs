@@ -37,7 +37,7 @@ unsafe fn call<D: SizedStruct, A: SizedStruct>(
 ) -> moe_status_t {
     boundary(function, || {
         let (ctx, desc, args) = unsafe { (context(ctx)?, read(desc, "desc")?, read(args, "args")?) };
-        ctx.check_stream(call.stream)?;
+        ctx.check_stream("stream", call.stream)?;
         log::trace(|| format!("{function} {desc:?} {args:?} {call:?}"));
         let _watch = ctx.watch_pointers();
         op(ctx, &desc, &args, call)

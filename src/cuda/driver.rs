@@ -99,6 +99,8 @@ entries! {
         promotion: CUtensorMapL2promotion, fill: CUtensorMapFloatOOBfill
     );
     memset_8 = cuMemsetD8Async(pointer: CUdeviceptr, value: u8, count: usize, stream: CUstream);
+    record_event = cuEventRecord(event: CUevent, stream: CUstream);
+    stream_wait_event = cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
     is_capturing = cuStreamIsCapturing(stream: CUstream, status: *mut CUstreamCaptureStatus);
     // MOE_CHECK=1 alone uses the rest.
     allocate = cuMemAlloc_v2(pointer: *mut CUdeviceptr, bytes: usize);

@@ -91,6 +91,15 @@ impl Device {
         enqueue(&Launcher { device: self, stream, report })
     }
 
+    /// What is enqueued on `stream` from now on waits for what `other` holds now.
+    pub fn stream_wait(&self, stream: moe_stream_t, other: moe_stream_t, event: moe_event_t) -> Result<()> {
+        let _scope = self.enter()?;
+        unsafe {
+            self.driver.record_event(event.cast(), other.cast())?;
+            self.driver.stream_wait_event(stream.cast(), event.cast(), 0)
+        }
+    }
+
     fn is_capturing(&self, stream: moe_stream_t) -> Result<bool> {
         let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
         unsafe { self.driver.is_capturing(stream.cast(), &mut status)? };

@@ -123,6 +123,29 @@ fn leaves_the_callers_context_current() {
 }
 
 #[test]
+fn orders_streams_by_the_callers_event() {
+    with_mock(&[KERNELS], || {
+        let device = open();
+        let at = |address: usize| address as *mut c_void;
+        device.stream_wait(at(0x10), null_mut(), at(0xe0)).unwrap();
+        let calls = calls();
+        let made: Vec<&String> = calls.iter().filter(|call| !call.starts_with("cuCtx")).collect();
+        assert_eq!(made, ["cuEventRecord event=0xe0 stream=(nil)", "cuStreamWaitEvent stream=0x10 event=0xe0 flags=0"]);
+        assert_eq!(calls.last().unwrap(), "cuCtxPopCurrent_v2");
+    });
+}
+
+#[test]
+fn waits_for_no_event_that_was_not_recorded() {
+    with_mock(&[KERNELS, ("MOCK_FAIL", "cuEventRecord:400")], || {
+        let device = open();
+        let error = device.stream_wait(null_mut(), null_mut(), 0xe0 as *mut c_void).unwrap_err();
+        assert!(matches!(error, Error::Driver { call: "cuEventRecord", .. }));
+        assert!(!calls().iter().any(|call| call.starts_with("cuStreamWaitEvent")));
+    });
+}
+
+#[test]
 fn passes_launch_attributes() {
     with_mock(&[KERNELS], || {
         let device = open();

@@ -193,6 +193,14 @@ int cuMemsetD8Async(uintptr_t pointer, unsigned char value, size_t count, handle
   return failing("cuMemsetD8Async");
 }
 
+int cuEventRecord(handle event, handle stream) {
+  note("cuEventRecord event=%p stream=%p", event, stream);
+  return failing("cuEventRecord");
+}
+int cuStreamWaitEvent(handle stream, handle event, unsigned flags) {
+  note("cuStreamWaitEvent stream=%p event=%p flags=%u", stream, event, flags);
+  return failing("cuStreamWaitEvent");
+}
 CALL(cuStreamIsCapturing, (handle stream, int *status), ((void)stream, *status = atoi(setting("MOCK_CAPTURING", "0"))))
 CALL(cuMemAlloc_v2, (uintptr_t * pointer, size_t bytes), *pointer = (uintptr_t)malloc(bytes))
 CALL(cuMemFree_v2, (uintptr_t pointer), free((void *)pointer))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = sorted({call.name for call in calls.CALLS})
 # Functions that are no operations, each with a test below.
 OTHERS = {
-    "context_create", "context_destroy", "context_info", "version", "status_string", "last_error_message",
+    "context_create", "context_destroy", "context_info", "stream_wait", "version", "status_string", "last_error_message",
     "device_report_message", "comm_from_nccl", "comm_from_callbacks", "comm_register", "comm_destroy",
 }
 SUCCESS, INVALID, UNSUPPORTED = (_header.constants["MOE_STATUS_" + n] for n in ("SUCCESS", "INVALID_ARGUMENT", "UNSUPPORTED"))
@@ -119,6 +119,13 @@ def test_context_info(raw, cpu):
     assert (newer[0], newer[1], newer[-1]) == (size + 8, -1, 0)
     newer[-1] = 1
     refused(raw, raw.moe_context_info(cpu, ctypes.byref(newer)), "info")
+
+
+def test_stream_wait(raw, cpu):
+    assert raw.moe_stream_wait(cpu, None, None, None) == raw.moe_stream_wait(cpu, None, None, 0x10) == SUCCESS
+    refused(raw, raw.moe_stream_wait(None, None, None, None), "ctx is NULL")
+    refused(raw, raw.moe_stream_wait(cpu, 0x10, None, None), "moe_stream_wait", "stream is 0x10; NULL on the CPU")
+    refused(raw, raw.moe_stream_wait(cpu, None, 0x10, None), "other is 0x10; NULL on the CPU")
 
 
 def test_version_is_that_of_cargo_toml(raw):

@@ -63,6 +63,9 @@ extern \"C\" {
 
 /** A CUDA stream: cudaStream_t and CUstream alike. NULL is the legacy default stream; on the CPU it must be NULL. */
 typedef struct CUstream_st *moe_stream_t;
+
+/** A CUDA event: cudaEvent_t and CUevent alike. */
+typedef struct CUevent_st *moe_event_t;
 ";
 
 const EPILOGUE: &str = "

@@ -42,7 +42,7 @@ from .expert_mlp import (
     expert_mlp_wgrad,
 )
 from .grouped_gemm import GroupedGemmGrads, gmm, grouped_gemm_bwd, grouped_gemm_fwd
-from .layer import LayerOutput, MoELayer
+from .layer import LayerOutput, MoELayer, SideStream
 from .load import LoadReport, load_report
 from .router import (
     ExpertChoice,

@@ -92,6 +92,14 @@ class Context:
             address = filler.contiguous("workspace", filler.allocate("scratch", size.value)).pointer
         return PreparedCall(self, name, desc, args, address, size, filler)
 
+    def stream_wait(self, stream, other, event):
+        """What is enqueued on `stream` from now on waits for what `other` holds now; `event` is recorded for that. Each is an
+        integer or an object of torch or cupy."""
+        if getattr(event, "cuda_event", None) == 0:
+            event.record()  # torch makes an event when it is first recorded
+        event = getattr(event, "cuda_event", getattr(event, "ptr", event))
+        call("stream_wait", self.handle, _stream(stream), _stream(other), event)
+
     def report_message(self, report):
         """A device report (24 bytes, as given to a call as `report`) in words."""
         copied = report.cpu().numpy() if hasattr(report, "cpu") else report.get() if hasattr(report, "get") else report
@@ -105,6 +113,21 @@ class Context:
         if not self._handle:
             raise ValueError("the context is closed")
         return self._handle
+
+
+class Keeper:
+    """A context that keeps all arrays of its calls, workspaces too, as long as it lives: for work on a second stream."""
+
+    def __init__(self, ctx):
+        self.ctx, self.kept = ctx, []
+
+    def __getattr__(self, name):
+        return getattr(self.ctx, name)
+
+    def run(self, *arguments):
+        prepared = self.ctx.prepare(*arguments)
+        self.kept.append(prepared)
+        prepared()
 
 
 @functools.cache
@@ -143,8 +166,7 @@ class _Filler:
         given = self.given_stream
         if given is None:
             return self.library.stream(self.device) if self.library else 0
-        given = getattr(given, "cuda_stream", getattr(given, "ptr", given))
-        return operator.index(given)
+        return _stream(given)
 
     def allocate(self, kind, what):
         if self.library is None:
@@ -277,6 +299,11 @@ def _template(struct):
         elif declaration.base in structs and not declaration.pointers:
             setattr(value, declaration.name, initial(structs[declaration.base]))
     return value
+
+
+def _stream(stream):
+    """A CUstream as an integer."""
+    return operator.index(getattr(stream, "cuda_stream", getattr(stream, "ptr", stream)))
 
 
 def _integer(ctype, where, value):
