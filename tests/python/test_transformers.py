@@ -114,11 +114,18 @@ def test_whole_models(family):
     assert model is not None, reason
     model = model.to(harness.device.name).eval()
     ids = torch.randint(3, 90, (2, 12), device=harness.device.name)
-    # Some eager experts compute in fp32 whatever they are given.
-    exact = run_model(copy.deepcopy(model), ids, torch.float64, "batched_mm")
     eager, ours = (run_model(model, ids, torch.float32, implementation) for implementation in ("eager", "libmoe"))
     names = ["output", "loss", *(name for name, p in model.named_parameters() if p.requires_grad)]
-    assert_no_worse(ours, eager, exact, torch.float32, names)
+    try:
+        # Some eager experts compute in fp32 whatever they are given.
+        exact = run_model(copy.deepcopy(model), ids, torch.float64, "batched_mm")
+    except RuntimeError as failure:  # as do some models elsewhere, and cannot
+        assert "same dtype" in str(failure)
+        for one, theirs, name in zip(ours, eager, names, strict=True):
+            assert (one is None) == (theirs is None), name
+            assert one is None or (one - theirs).norm() <= 1e-4 * theirs.norm() + 1e-6, name
+    else:
+        assert_no_worse(ours, eager, exact, torch.float32, names)
     if model.can_generate() and getattr(model, "main_input_name", "") == "input_ids":
         texts = []
         for implementation in ("eager", "libmoe"):
@@ -182,11 +189,45 @@ def test_sentinels_of_other_ranks():
     away = torch.rand(ids.shape, device=ids.device) < 0.4
     ids, weights = ids.masked_fill(away, 6), weights.masked_fill(away, 0)
     x.requires_grad_()
+    # Newer versions look at sentinels where this says so.
+    module._is_expert_parallel = True
     y, theirs = (forward(module, x, ids, weights) for forward in (_experts.experts_forward, grouped_mm_experts_forward))
     assert close(y, theirs)
     assert close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (y, theirs)))
     nothing = _experts.experts_forward(module, x, torch.full_like(ids, 6), torch.zeros_like(weights))
     assert not nothing.any()
+
+
+def test_a_norm_behind_each_expert():
+    """Newer versions have it; rows of empty slots must not reach its gradient."""
+    module, (x, ids, weights) = experts(), routed()
+    module.has_post_expert_norm, module.post_expert_norm = True, torch.nn.RMSNorm(32, device=x.device)
+    ids[3, 1], ids[5, :] = 6, 6
+    inputs = [x.requires_grad_(), weights.requires_grad_(), *module.parameters()]
+    y = _experts.experts_forward(module, x, ids, weights)
+    expected = torch.zeros_like(x)
+    for t in range(20):
+        for slot, expert in enumerate(ids[t].tolist()):
+            if expert < 6:
+                gate, up = (module.gate_up_proj[expert] @ x[t]).chunk(2)
+                out = module.down_proj[expert] @ (torch.nn.functional.silu(gate) * up)
+                expected = expected.index_add(0, torch.tensor([t], device=x.device), (module.post_expert_norm(out) * weights[t, slot])[None])
+    assert close(y, expected)
+    dy = torch.randn_like(y)
+    for ours, theirs in zip(*(torch.autograd.grad(out, inputs, dy) for out in (y, expected))):
+        assert torch.allclose(ours, theirs, atol=1e-4 if harness.on_cpu() else 0.05, rtol=1e-4 if harness.on_cpu() else 0.05)
+
+
+def test_what_a_newer_interface_may_ask(monkeypatch):
+    """What libmoe does not know of is not computed as if it were not there."""
+    module, (x, ids, weights) = experts(), routed()
+    monkeypatch.setitem(_experts.UNKNOWN, "has_something_new", False)
+    expected = _experts.experts_forward(module, x, ids, weights)
+    module.has_something_new = True
+    with pytest.raises(NotImplementedError, match="does not compute experts with has_something_new"):
+        _experts.experts_forward(module, x, ids, weights)
+    monkeypatch.setitem(_experts.FALLBACK, "name", "eager")
+    assert close(_experts.experts_forward(module, x, ids, weights), expected)
 
 
 def test_dense_weights():

@@ -48,9 +48,11 @@ def _rank(rank, folder):
 
     libmoe.transformers.register()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    for local_experts, plan in ((3, {"enable_expert_parallel": True}), (6, {"tp_plan": "auto"})):
+    # Newer versions have a size of its own for expert parallelism.
+    by_expert = {"tp_size": 2, "ep_size": 2, "tp_plan": "auto"} if hasattr(DistributedConfig, "ep_size") else {"tp_size": 2, "enable_expert_parallel": True}
+    for local_experts, plan in ((3, by_expert), (6, {"tp_size": 2, "tp_plan": "auto"})):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            f"{folder}/model", experts_implementation="libmoe", distributed_config=DistributedConfig(tp_size=2, **plan))
+            f"{folder}/model", experts_implementation="libmoe", distributed_config=DistributedConfig(**plan))
         experts = model.model.layers[0].mlp.experts
         assert experts.num_experts == local_experts and experts.config._experts_implementation == "libmoe"
         for ours, expected in zip(step(model), torch.load(f"{folder}/expected.pt"), strict=True):

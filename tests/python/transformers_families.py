@@ -14,7 +14,8 @@ SMALL = {
     "hidden_size": 32, "intermediate_size": 24, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
     "num_hidden_layers": 2, "num_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
     "num_local_experts": 6, "num_experts": 6, "n_routed_experts": 6, "moe_num_experts": 6, "num_experts_per_tok": 2, "moe_k": 2,
-    "moe_topk": 2, "top_k_experts": 2, "n_group": 1, "topk_group": 1, "vocab_size": 99, "vocab_size_per_layer_input": 99, "max_position_embeddings": 64,
+    "moe_topk": 2, "top_k_experts": 2, "n_group": 1, "topk_group": 1, "vocab_size": 99, "vocab_size_per_layer_input": 99, "unpadded_vocab_size": 99,
+    "max_position_embeddings": 64,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16,
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16,
 }
@@ -22,11 +23,13 @@ SMALL = {
 FOUR = {"num_hidden_layers": 4}
 ONE_HEAD = {"hidden_size": 128, "head_dim": 128, "num_attention_heads": 1, "num_key_value_heads": 1}
 MORE = {
-    "deepseek_ocr2": {"mlp_layer_types": ["dense", "sparse"]}, "dots1": {"n_shared_experts": 1},
-    "ernie4_5_vl_moe": ONE_HEAD | {"moe_intermediate_size": [24, 24]}, "gemma4": {"enable_moe_block": True},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "beam": {"mlp_layer_types": ["dense", "sparse"]}, "deepseek_ocr2": {"mlp_layer_types": ["dense", "sparse"]}, "dots1": {"n_shared_experts": 1},
+    "ernie4_5_vl_moe": ONE_HEAD | {"moe_intermediate_size": [24, 24]}, "flint": {"mlp_only_layers": [0]}, "gemma4": {"enable_moe_block": True},
     "glm4v_moe": ONE_HEAD,
     "glm5_next": {"num_key_value_heads": 4, "qk_rope_head_dim": 0, "qk_head_dim": 8, "mlp_layer_types": ["dense", "sparse"]},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "layer_types": ["mamba", "attention"]},
+    "hy_v4_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
     "jamba": {"num_hidden_layers": 6}, "kimi_linear": {"layer_types": ["linear_attention", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}, "mistral4": {"head_dim": 16},
     "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},

@@ -4,9 +4,11 @@ The module tells whether it has a gate and biases, and whether its matrices are 
 found by a probe. T tokens, d hidden size, E experts, K slots a token, f expert width.
 """
 
+import inspect
+
 import torch
 from torch._dynamo.comptime import comptime
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 from transformers.utils import logging
 
 from .._header import constants
@@ -23,6 +25,10 @@ FALLBACK = {"name": None}
 # which keep their ids.
 _RECOGNISED, _CONFIGS = {}, []
 OWN = "own"
+# What the interface says of a module, as far as this file knows; newer versions may say more.
+KNOWN = {"experts_class", "experts_interface", "is_concatenated", "is_transposed", "has_bias", "has_gate", "has_post_expert_norm"}
+UNKNOWN = {name: parameter.default for name, parameter in inspect.signature(use_experts_implementation).parameters.items()
+           if name not in KNOWN}
 
 
 def experts_forward(self, hidden_states, top_k_index, top_k_weights):
@@ -30,6 +36,9 @@ def experts_forward(self, hidden_states, top_k_index, top_k_weights):
     w2 = _local(self.down_proj)
     if not (w1.dtype in DTYPES or (w1.dtype == torch.float64 and w1.device.type == "cpu")):
         return _elsewhere(self, f"weights of {w1.dtype} on {w1.device.type}", hidden_states, top_k_index, top_k_weights)
+    strange = [name for name, default in UNKNOWN.items() if getattr(self, name, default) != default]
+    if strange:
+        return _elsewhere(self, f"experts with {', '.join(strange)}", hidden_states, top_k_index, top_k_weights)
     b1 = b2 = None
     if self.has_bias:
         b1 = _local(self.gate_up_proj_bias if self.has_gate else self.up_proj_bias)
@@ -56,7 +65,16 @@ def _around_its_own_function(self, x, plan, w1, w2, b1, b2, weights, layout):
     h = grouped_gemm(dispatch(x, plan), w1, plan.group_offsets, bias=b1, b_layout=layout)
     act = self._apply_gate(h) if self.has_gate else self.act_fn(h)
     rows = grouped_gemm(act.to(h.dtype), w2, plan.group_offsets, bias=b2, b_layout=layout)
+    if _post_norm(self):
+        # Rows of empty slots are undefined, and must not reach the norm's gradient.
+        there = (torch.arange(rows.shape[0], device=rows.device) < plan.group_offsets[-1])[:, None]
+        rows = torch.where(there, self.post_expert_norm(torch.where(there, rows, 0)), 0).to(h.dtype)
     return combine(rows, plan, weights)
+
+
+def _post_norm(self):
+    """Whether each expert's output is normed, which versions from 5.18 on may ask for."""
+    return getattr(self, "has_post_expert_norm", False)
 
 
 def quantized_forward(self, hidden_states, top_k_index, top_k_weights):
@@ -102,7 +120,9 @@ def _recognised(config, name):
 def _probe(self):
     columns = (self.gate_up_proj if self.has_gate else self.up_proj).shape[-1 if self.is_transposed else -2]
     options = recognise(self._apply_gate if self.has_gate else self.act_fn, int(columns), self.has_gate) or OWN
-    if options == OWN:
+    if _post_norm(self):
+        options = OWN
+    elif options == OWN:
         logger.warning_once(f"libmoe: the activation of {type(self).__name__} is none of libmoe's; it is computed by the model's "
                             "own function between grouped GEMMs")
     key = id(self.config), type(self).__name__
