@@ -189,6 +189,8 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
 // is loaded behind them.
 template <class Problem>
 __device__ inline void gather_across(const Problem &problem, const Shared<Problem> &shared) {
+  // Behind a group without rows nothing would be looked up: such groups come last.
+  static_assert(Problem::LARGEST_FIRST);
   const Gathering gathering(problem);
   const int chunk = gathering.chunk;
   const uint32_t place = gathering.place();

@@ -180,4 +180,17 @@ __device__ inline void store_shared_4(uint32_t to, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
 }
 
+// ---- Global memory.
+
+// Adds to what is there in the L2 cache, without waiting for it; each sum is rounded once.
+__device__ inline void add_global(float *to, float value) {
+  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(value) : "memory");
+}
+
+__device__ inline void add_global_16(float *to, const float (&values)[4]) {
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(values[0]), "f"(values[1]), "f"(values[2]),
+               "f"(values[3])
+               : "memory");
+}
+
 }  // namespace hopper

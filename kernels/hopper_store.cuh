@@ -60,6 +60,17 @@ template <class T> __device__ inline void unpack(float (&values)[8], uint4 bits)
   for (int i = 0; i < Pack<T>::size; ++i) values[i] = to_float(pack.at[i]);
 }
 
+// `valid` of eight neighbours of a row.
+template <class T> __device__ inline void put_8(T *out, uint4 bits, int valid, bool packed) {
+  if (packed && valid == 8) {
+    *reinterpret_cast<uint4 *>(out) = bits;
+  } else {
+    float values[8];
+    unpack<T>(values, bits);
+    gemm::store_8(out, values, valid, false);
+  }
+}
+
 // Where 16 bytes go, chunk `chunk` of one of 16 lines of so many chunks.
 template <int CHUNKS> __device__ inline uint32_t staged(uint32_t staging, int line, int chunk) {
   const int swizzle = CHUNKS == 8 ? line % 8 : line / 2 % 4;
@@ -117,14 +128,61 @@ template <class T, int N> __device__ inline void store_narrow(const Target &to, 
       for (int i = 0; i < PASSES; ++i) {
         if (row + line + 32 / BLOCKS * i >= to.rows || valid <= 0) continue;
         T *const at = out + 32 / BLOCKS * i * to.pitch + strip * (8 * BLOCKS);
-        if (to.packed && valid == 8) {
-          *reinterpret_cast<uint4 *>(at) = bits[i];
-        } else {
-          float values[8];
-          unpack<T>(values, bits[i]);
-          gemm::store_8(at, values, valid, false);
-        }
+        put_8(at, bits[i], valid, to.packed);
       }
+    }
+    __syncwarp();
+  }
+}
+
+// `valid` of four neighbours of a row, written or added to what is there.
+__device__ inline void put_4(float *out, const float (&values)[4], int valid, bool packed, bool add) {
+  if (packed && valid >= 4) {
+    if (add) return add_global_16(out, values);
+    *reinterpret_cast<float4 *>(out) = {values[0], values[1], values[2], values[3]};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i >= valid) break;
+    add ? add_global(out + i, values[i]) : void(out[i] = values[i]);
+  }
+}
+
+// Whether the L2 cache can add an output to what is there.
+__device__ inline bool adds_in_place(const Target &to) { return to.add && !to.narrow && to.beta == 1.0f; }
+
+// Rows `row` and on of a tile of fp32, by way of `staging`: whole lines, of 32 columns, which are written or added to
+// what is there in the L2 cache. That takes 2.8 TB/s to and from memory; four lanes at a time 2.1, and to wait for old
+// values in so few warps 1.3.
+template <int N> __device__ inline void store_wide(const Target &to, int row, const float (&sums)[N], uint32_t staging) {
+  const int lane = threadIdx.x % 32, line = lane / 8, chunk = lane % 8;
+  // Four rows' pairs of chunks are in different banks.
+  const auto place = [&](int line, int chunk) { return staging + line * 128 + ((chunk ^ line % 4 * 2) << 4); };
+  const uint32_t mine = place(lane / 4, lane % 4 / 2) + lane % 2 * 8;
+  float *const out = reinterpret_cast<float *>(to.data) + (row + line) * to.pitch + chunk * 4;
+#pragma unroll
+  for (int strip = 0; strip < N / 16; ++strip) {
+#pragma unroll
+    for (int block = 0; block < 4; ++block) {
+      const float *const at = sums + 16 * strip + 4 * block;
+      const float2 bias = bias_pair(to, strip * 32 + block * 8 + lane % 4 * 2);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        store_shared_8((mine ^ block << 5) + half * 8 * 128, {__float_as_uint(to.alpha * at[2 * half] + bias.x),
+                                                              __float_as_uint(to.alpha * at[2 * half + 1] + bias.y)});
+      }
+    }
+    __syncwarp();
+    uint4 bits[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) bits[i] = load_shared_16(place(line + 4 * i, chunk));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (row + line + 4 * i >= to.rows) continue;
+      const float values[4] = {__uint_as_float(bits[i].x), __uint_as_float(bits[i].y), __uint_as_float(bits[i].z),
+                               __uint_as_float(bits[i].w)};
+      put_4(out + 4 * i * to.pitch + strip * 32, values, to.columns - strip * 32 - chunk * 4, to.packed, to.add);
     }
     __syncwarp();
   }
@@ -146,7 +204,10 @@ template <class T> __device__ inline void finish(const Target &to, int row, int 
   if (to.narrow) {
     finish_as(to, reinterpret_cast<T *>(to.data) + place, values, valid);
   } else {
-    finish_as(to, reinterpret_cast<float *>(to.data) + place, values, valid);
+    float *const out = reinterpret_cast<float *>(to.data) + place;
+    if (!adds_in_place(to)) return finish_as(to, out, values, valid);
+    put_4(out, {values[0], values[1], values[2], values[3]}, valid, to.packed, true);
+    put_4(out + 4, {values[4], values[5], values[6], values[7]}, valid - 4, to.packed, true);
   }
 }
 
@@ -170,7 +231,7 @@ template <class Out> __device__ inline void store_pair(Out *to, float2 values, i
   }
 }
 
-// Straight from the registers, for fp32 outputs and to add to what is there before it is rounded: four lanes have eight
+// Straight from the registers, to add to a multiple of what is there before it is rounded: four lanes have eight
 // neighbours of a row, which is a sector of fp32.
 template <class Out, int N> __device__ inline void store_direct(const Target &to, int row, const float (&sums)[N]) {
   // So many loads under way as registers allow.
@@ -229,13 +290,7 @@ __device__ inline void store_transposed_narrow(const Target &to, int row, const 
     for (int i = 0; i < 4; ++i) {
       if (strip * 64 + line + 4 * i >= to.rows || valid <= 0) continue;
       T *const at = out + (strip * 64 + 4 * i) * to.pitch;
-      if (to.packed && valid == 8) {
-        *reinterpret_cast<uint4 *>(at) = bits[i];
-      } else {
-        float values[8];
-        unpack<T>(values, bits[i]);
-        gemm::store_8(at, values, valid, false);
-      }
+      put_8(at, bits[i], valid, to.packed);
     }
     wait();
   }
@@ -289,7 +344,9 @@ template <class T, int N> __device__ inline void store(Target to, int row, const
   part(to, row, staging);
   if (to.narrow) return store_direct<T>(to, row, sums);
   part(to, row, staging);
-  store_direct<float>(to, row, sums);
+  if (to.add && to.beta != 1.0f) return store_direct<float>(to, row, sums);
+  part(to, row, staging);
+  store_wide(to, row, sums, staging);
 }
 
 }  // namespace hopper

@@ -105,4 +105,12 @@ inline uint2 load_shared_8(uint32_t from) { return load_shared<uint2>(from); }
 inline void store_shared_8(uint32_t to, uint2 value) { store_shared(to, value); }
 inline void store_shared_4(uint32_t to, float value) { store_shared(to, value); }
 
+// ---- Global memory.
+
+inline void add_global(float *to, float value) { *to += value; }
+inline void add_global_16(float *to, const float (&values)[4]) {
+  check_alignment(reinterpret_cast<uint64_t>(to), 16);
+  for (int i = 0; i < 4; ++i) to[i] += values[i];
+}
+
 }  // namespace hopper
