@@ -64,7 +64,11 @@ def build():
     if not cargo:
         raise RuntimeError("building libmoe needs cargo (https://rustup.rs), or LIBMOE=path of a built libmoe.so")
     target = SOURCES / "target" / "wheel"
-    environment = {"MOE_CUDA_ARCHS": "all"} | os.environ | {"CARGO_TARGET_DIR": str(target)}
+    cargo_home = os.environ.get("CARGO_HOME") or Path.home() / ".cargo"
+    unseen = [f"--remap-path-prefix={folder}={name}" for folder, name in ((cargo_home, "cargo"), (SOURCES, "libmoe"))]
+    # Flags apart by 0x1f may have spaces in them; where there are some already these are left out.
+    flags = {"CARGO_ENCODED_RUSTFLAGS": "\x1f".join(unseen)}
+    environment = {"MOE_CUDA_ARCHS": "all"} | flags | os.environ | {"CARGO_TARGET_DIR": str(target)}
     command = [cargo, "build", "--release", "--locked", "--lib"]
     if not compiles_kernels():
         command.append("--no-default-features")

@@ -75,8 +75,10 @@ def test_top_k(shared):
 def test_sinkhorn():
     layer = moe.MoELayer(D, F, E, 1, router="sinkhorn", device=harness.device.name, router_options={"preset": libmoe.SINKHORN_MEGATRON})
     with torch.no_grad():
-        layer.router.weight[0] *= 3  # an expert that everyone prefers
-    x = randn(64, D).requires_grad_()
+        layer.router.weight[0] *= 3
+        # Tokens that prefer this expert.
+        x = randn(64, D) + layer.router.weight[0] / layer.router.weight[0].norm()
+    x.requires_grad_()
     logits = linear(x, layer.router.weight).double()
     cost, d1 = logits.exp(), torch.ones(E, dtype=torch.float64, device=x.device)
     for _ in range(1000):
@@ -166,6 +168,18 @@ def test_losses_of_sequences_and_padding():
     scores = logits.softmax(-1)
     counts = torch.nn.functional.one_hot(scores.topk(K).indices, E).sum((1, 2))
     same(router(x)[2], (E / (K * 64) * (scores.sum(1) * counts).sum(-1)).mean())
+
+
+@pytest.mark.parametrize("router", ["topk", "sinkhorn", "expert_choice"])
+def test_no_tokens_and_one(router):
+    layer = moe.MoELayer(D, F, E, K, router=router, shared_ffn_size=8, shared_gate=True, device=harness.device.name)
+    x = randn(0, D).requires_grad_()
+    y, loss = layer(x)
+    (y.sum() + loss).backward()
+    assert y.shape == x.grad.shape == (0, D) and all(p.grad is None or not p.grad.any() for p in layer.parameters())
+    assert layer(randn(0, 5, D))[0].shape == (0, 5, D)
+    one = randn(D)
+    same(layer(one)[0], layer(one[None])[0][0])
 
 
 def test_layer_learns_and_its_state_moves():

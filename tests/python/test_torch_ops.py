@@ -172,6 +172,45 @@ def test_inputs_as_users_give_them():
             moe.expert_mlp(x, plan, w1, w2.detach().cpu())
 
 
+def test_shapes_that_do_not_fit():
+    """The library sees addresses: what would read beyond a tensor is refused before."""
+    x, w1, w2, plan = randn(T, D), randn(E, 2 * F, D), randn(E, D, F), moe.make_plan(ids_of(), E)
+    refused = [
+        ("w1", lambda: moe.expert_mlp(x, plan, w1[:, :-1].contiguous(), w2)),
+        ("w1", lambda: moe.expert_mlp(x, plan, randn(E, 2 * F, D - 1), w2)),
+        ("w2", lambda: moe.expert_mlp(x, plan, w1, randn(E, D + 1, F))),
+        ("group_offsets", lambda: moe.expert_mlp(x, plan, w1[1:], w2[1:])),
+        ("b1", lambda: moe.expert_mlp(x, plan, w1, w2, b1=randn(E, F))),
+        ("b2", lambda: moe.expert_mlp(x, plan, w1, w2, b2=randn(D))),
+        ("weights", lambda: moe.expert_mlp(x, plan, w1, w2, randn(T, K - 1))),
+        ("row_weights", lambda: moe.expert_mlp(x, plan, w1, w2, row_weights=randn(T))),
+        ("x", lambda: moe.expert_mlp(x[1:], plan, w1, w2)),
+        ("weights", lambda: moe.combine(randn(T * K, D), plan, randn(T, K - 1))),
+        ("rows", lambda: moe.combine(randn(T, D), plan)),
+        ("a", lambda: moe.grouped_gemm(randn(T * K, D - 1), w1, plan.group_offsets)),
+        ("bias", lambda: moe.grouped_gemm(randn(T * K, D), w1, plan.group_offsets, bias=randn(E, F))),
+        ("group_offsets", lambda: moe.grouped_gemm(randn(T * K, D), w1, plan.group_sizes)),
+        ("selection_bias", lambda: moe.route(randn(T, E), K, selection_bias=randn(E - 1))),
+        ("padding_mask", lambda: moe.route(randn(T, E), K, padding_mask=torch.ones(T - 1, dtype=torch.bool, device=x.device))),
+        ("weights", lambda: moe.drop(ids_of(), randn(T, K + 1), E, capacity=2)),
+        ("slots a token", lambda: moe.Experts(E, D, F, device=x.device)(x.float(), ids_of(), randn(T, K + 1))),
+    ]
+    for name, call in refused:
+        with pytest.raises(ValueError, match=rf"{name}.*(has shape .*; it must be|, weights)"):
+            call()
+    with pytest.raises(TypeError, match="complex64"):
+        moe.expert_mlp(x.to(torch.complex64), plan, w1, w2)
+
+
+def test_gmm_under_autocast():
+    a, b, sizes = randn(6, D, dtype=torch.float32), randn(E, D, F, dtype=torch.float32), torch.tensor([1, 2, 0, 2, 1])
+    with torch.autocast(a.device.type, dtype=torch.bfloat16):
+        c = libmoe.gmm(a.bfloat16(), b, sizes)
+    assert c.dtype == torch.bfloat16 and torch.allclose(c.float(), libmoe.gmm(a, b, sizes), atol=0.2)
+    c.float().sum().backward()
+    assert b.grad.dtype == torch.float32 and b.grad.norm() > 0
+
+
 def test_meta_tensors():
     """Shapes without data, as accelerate's and FSDP's deferred initialisation use them."""
     layer = moe.MoELayer(D, F, E, K, device="meta", shared_ffn_size=F)

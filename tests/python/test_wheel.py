@@ -74,8 +74,11 @@ def test_sources_are_of_the_oldest_python():
 @pytest.mark.parametrize("module, words", [
     ("torch", "libmoe.torch needs PyTorch 2.8 or newer: pip install torch"),
     ("transformers", "libmoe.transformers needs Transformers 5"),
+    ("megablocks", "libmoe.torch needs PyTorch 2.8 or newer: pip install torch"),
+    ("megatron", "libmoe.torch needs PyTorch 2.8 or newer: pip install torch"),
 ])
 def test_import_errors_name_what_is_missing(module, words):
-    code = f"import sys; sys.modules[{module!r}] = None\nimport libmoe\nimport libmoe.{module}"
+    missing = module if module == "transformers" else "torch"
+    code = f"import sys; sys.modules[{missing!r}] = None\nimport libmoe\nimport libmoe.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PACKAGE)})
     assert done.returncode == 1 and words in done.stderr and "pip install" in done.stderr, done.stderr

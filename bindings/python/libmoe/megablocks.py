@@ -13,11 +13,11 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import torch
-
 from ._header import constants
 from .torch import combine, dispatch, drop, expert_mlp, grouped_gemm, make_plan, route
 from .torch._probe import recognise
+
+import torch  # behind libmoe.torch, which says so where it is missing
 
 IN_OUT = constants["MOE_WEIGHT_IN_OUT"]
 _LOSSES = []

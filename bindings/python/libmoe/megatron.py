@@ -7,11 +7,11 @@ Behind any token dispatcher, with expert parallelism; each expert whole on its r
 by state_dict. R rows, E local experts, f expert width, d hidden size.
 """
 
-import torch
-
 from ._header import constants
 from .torch import expert_rows, grouped_gemm
 from .torch._probe import recognise
+
+import torch  # behind libmoe.torch, which says so where it is missing
 
 AT_INPUT, AT_ACTIVATION = constants["MOE_WEIGHTS_AT_INPUT"], constants["MOE_WEIGHTS_AT_ACTIVATION"]
 

@@ -18,7 +18,14 @@ from .._library import call, library, raise_status
 TENSOR = struct.Struct("=IiQqq")
 POINTER = struct.Struct("=Q")
 TENSOR_SIZE = ctypes.sizeof(structs["moe_tensor_t"])
-DTYPES = {getattr(torch, name): code for name, code in CODES.items() if hasattr(torch, name)}
+
+
+class _Dtypes(dict):
+    def __missing__(self, dtype):
+        raise TypeError(f"libmoe does not know {dtype}")
+
+
+DTYPES = _Dtypes({getattr(torch, name): code for name, code in CODES.items() if hasattr(torch, name)})
 ALIGNMENT = 256
 
 
@@ -75,7 +82,7 @@ class Operation:
             if not described:
                 POINTER.pack_into(args, offset, tensor.data_ptr())
                 continue
-            code = DTYPES.get(tensor.dtype)
+            code = DTYPES.get(tensor.dtype)  # not [...]: the error names the tensor
             if code is None:
                 raise TypeError(f"libmoe.{self.name}: {name} has dtype {tensor.dtype}, which libmoe does not know")
             pitch, stride = (0, 0) if tensor.is_contiguous() else pitches(tensor)
@@ -95,6 +102,12 @@ def pitches(tensor):
     """(row_pitch, group_stride) as moe_tensor_t has them, of a tensor with contiguous rows: see `rows`."""
     shape, strides = tensor.shape, tensor.stride()
     return strides[-2] if shape[-2] > 1 else shape[-1], strides[0] if len(shape) == 3 and shape[0] > 1 else 0
+
+
+def fits(name, tensor, *shape):
+    """ValueError unless the tensor, which may be absent, has the shape: the library sees addresses alone."""
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
 
 
 def rows(tensor):

@@ -66,3 +66,16 @@ def checked(desc, options, where):
     if unknown:
         raise TypeError(f"{where} has no option {sorted(unknown)[0]!r}; it has {', '.join(sorted(desc.declarations))}")
     return encode({name: int(value) if isinstance(value, bool) else value for name, value in options.items()})
+
+
+def autocast(*tensors):
+    """The tensors in autocast's dtype where it is on; router weights are not given to this: they stay fp32."""
+    kind = tensors[0].device.type
+    if not autocasting(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def autocasting(kind):
+    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)

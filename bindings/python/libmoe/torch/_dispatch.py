@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ._call import DTYPES, Operation, rows
+from ._call import DTYPES, Operation, fits, rows
 from ._define import no_second_derivative, operator
 
 PLAN = Operation("dispatch_plan")
@@ -153,6 +153,9 @@ no_second_derivative("dispatch_backward")
 
 @operator(f"combine(Tensor rows, Tensor? weights, {MAPS}, SymInt num_tokens, SymInt top_k) -> Tensor")
 def combine_fwd(rows_, weights, group_offsets, token_of_row, slot_of_row, row_of_slot, slot_offsets, num_tokens, top_k):
+    fits("rows", rows_, token_of_row.shape[0], rows_.shape[1])
+    if weights is not None and weights.numel() != num_tokens * top_k:
+        fits("weights", weights, num_tokens, top_k)
     rows_ = rows(rows_)
     y = rows_.new_empty(num_tokens, rows_.shape[1])
     COMBINE(y.device, _desc(y, num_tokens, token_of_row, group_offsets, top_k), rows=rows_, weights=_slots(weights),

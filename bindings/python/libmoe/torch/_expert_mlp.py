@@ -7,7 +7,7 @@ import torch
 
 from .._header import constants
 from ..activation import SWIGLU, is_gated
-from ._call import DTYPES, Operation, rows
+from ._call import DTYPES, Operation, fits, rows
 from ._define import decode, encode, no_second_derivative, operator
 from ._dispatch import maps_of
 
@@ -61,6 +61,7 @@ def forward(x, w1, w2, b1, b2, weights, row_weights, group_offsets, token_of_row
             num_tokens, top_k, rows_max, options, mode):
     """y, and fc1's output h [R, H] where it is to be saved."""
     desc, width = _desc(x, w2, num_tokens, top_k, rows_max, options)
+    _fit(desc, width, x, w1, w2, b1, b2, weights, row_weights, group_offsets)
     x, w1, w2 = rows(x), rows(w1), rows(w2)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     h = x.new_empty((rows_max, width) if mode == SAVE_FC1 else 0)
@@ -142,6 +143,21 @@ def _desc(x, w2, num_tokens, top_k, rows_max, options):
     sizes = {"dtype": DTYPES[x.dtype], "num_tokens": num_tokens, "rows_max": rows_max, "top_k": top_k,
              "num_experts": w2.shape[0], "hidden_size": x.shape[1], "ffn_size": f}
     return sizes | options, width
+
+
+def _fit(desc, width, x, w1, w2, b1, b2, weights, row_weights, group_offsets):
+    """The shapes, of which the library knows nothing."""
+    E, d, f, R = desc["num_experts"], desc["hidden_size"], desc["ffn_size"], desc["rows_max"]
+    fits("w1", w1, *((E, d, width) if desc.get("w1_layout") == IN_OUT else (E, width, d)))
+    fits("w2", w2, *((E, f, d) if desc.get("w2_layout") == IN_OUT else (E, d, f)))
+    fits("b1", b1, E, width)
+    fits("b2", b2, E, d)
+    fits("group_offsets", group_offsets, E + 1)
+    fits("row_weights", row_weights, R)
+    if weights is not None and weights.numel() != desc["num_tokens"] * desc["top_k"]:
+        fits("weights", weights, desc["num_tokens"], desc["top_k"])
+    if desc.get("input_layout") != ROWS:
+        fits("x", x, desc["num_tokens"], d)
 
 
 def _flat(weights):

@@ -2,8 +2,8 @@
 
 import torch
 
-from ._call import DTYPES, Operation, rows
-from ._define import no_second_derivative, operator
+from ._call import DTYPES, Operation, fits, rows
+from ._define import autocast, no_second_derivative, operator
 from ._expert_mlp import IN_OUT, stored
 
 FORWARD, BACKWARD = Operation("grouped_gemm_fwd"), Operation("grouped_gemm_bwd")
@@ -20,6 +20,7 @@ def gmm(a, b, batch_sizes, trans_b=False):
         raise ValueError(f"gmm takes a [R, K], b [E, K, N], batch_sizes [E]; got {shapes}")
     if a.shape[1] != b.shape[2 if trans_b else 1] or batch_sizes.shape[0] != b.shape[0]:
         raise ValueError(f"gmm: {shapes} do not fit")
+    a, b = autocast(a, b)
     if a.dtype != b.dtype:
         raise ValueError(f"gmm: a has dtype {a.dtype}, b {b.dtype}")
     sizes = batch_sizes.to(a.device, torch.int64, non_blocking=True).contiguous()
@@ -37,9 +38,14 @@ def grouped_gemm(a, b, group_offsets=None, group_sizes=None, bias=None, b_layout
 
 @operator(f"grouped_gemm(Tensor a, Tensor b, Tensor? bias, {GROUPS}, int b_layout) -> Tensor")
 def forward(a, b, bias, group_offsets, group_sizes, b_layout):
+    desc = _desc(a, b, b_layout)
+    fits("a", a, a.shape[0], desc["k"])
+    fits("bias", bias, desc["num_groups"], desc["n"])
+    fits("group_offsets", group_offsets, desc["num_groups"] + 1)
+    fits("group_sizes", group_sizes, desc["num_groups"])
     a, b = rows(a), rows(b)
     c = fake(a, b, bias, group_offsets, group_sizes, b_layout)
-    FORWARD(a.device, _desc(a, b, b_layout), a=a, b=b, bias=rows(bias), c=c, group_offsets=group_offsets, group_sizes=group_sizes)
+    FORWARD(a.device, desc, a=a, b=b, bias=rows(bias), c=c, group_offsets=group_offsets, group_sizes=group_sizes)
     return c
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from .._header import constants
-from ._call import DTYPES, Operation, rows
+from ._call import DTYPES, Operation, fits, rows
 from ._define import decode, encode, no_second_derivative, operator
 
 ROUTER, ROUTER_BWD = Operation("router_fwd"), Operation("router_bwd")
@@ -53,6 +53,9 @@ def update_bias(bias, tokens_per_expert, rate=1e-3):
 @operator("router(Tensor logits, SymInt top_k, Tensor? selection_bias, Tensor? padding_mask, Tensor? given_ids,"
           " SymInt num_sequences, str options) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 def router(logits, top_k, selection_bias, padding_mask, given_ids, num_sequences, options):
+    fits("selection_bias", selection_bias, logits.shape[1])
+    fits("given_ids", given_ids, logits.shape[0], top_k)
+    fits("padding_mask", None if padding_mask is None else padding_mask.reshape(-1), logits.shape[0])
     logits = rows(logits)
     weights, ids, tokens_per_expert, losses, aux_counts = out = fake_router(
         logits, top_k, selection_bias, padding_mask, given_ids, num_sequences, options)
@@ -143,6 +146,7 @@ def _(logits, options):
 
 @operator("expert_choice(Tensor logits, SymInt capacity, Tensor? padding_mask, str options) -> (Tensor, Tensor)")
 def expert_choice_op(logits, capacity, padding_mask, options):
+    fits("padding_mask", None if padding_mask is None else padding_mask.reshape(-1), logits.shape[0])
     logits = rows(logits)
     weights, mask = fake_choice(logits, capacity, padding_mask, options)
     CHOICE(logits.device, _logits_desc(logits) | {"capacity": capacity} | decode(options), logits=logits,
@@ -172,8 +176,10 @@ def _(ctx, dweights, _):
 def expert_choice_backward(logits, mask, dweights, capacity, options):
     logits = rows(logits)
     dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    CHOICE_BWD(logits.device, _logits_desc(logits) | {"capacity": capacity} | decode(options), logits=logits, byte_mask=mask,
-               dweights_dense=rows(dweights), dlogits=dlogits)
+    # Tensors without elements have no address, which the library takes for absent ones.
+    if logits.numel():
+        CHOICE_BWD(logits.device, _logits_desc(logits) | {"capacity": capacity} | decode(options), logits=logits, byte_mask=mask,
+                   dweights_dense=rows(dweights), dlogits=dlogits)
     return dlogits
 
 
@@ -189,6 +195,7 @@ no_second_derivative("expert_choice_backward")
 
 @operator("capacity(Tensor ids, Tensor weights, SymInt num_experts, str options) -> (Tensor, Tensor)")
 def capacity_op(ids, weights, num_experts, options):
+    fits("weights", weights, *ids.shape)
     ids, weights = ids.contiguous(), weights.contiguous()
     kept = fake_capacity(ids, weights, num_experts, options)
     CAPACITY(ids.device, _capacity_desc(ids, num_experts, options), ids=ids, weights=weights, kept_ids=kept[1],

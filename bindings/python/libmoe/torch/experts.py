@@ -7,7 +7,7 @@ import torch
 
 from .._header import structs
 from ..activation import SWIGLU, is_gated
-from ._define import checked
+from ._define import autocast, autocasting, checked
 from ._dispatch import make_plan
 from ._expert_mlp import expert_mlp, expert_rows, row_weights_of
 
@@ -50,6 +50,8 @@ class Experts(torch.nn.Module):
         flat, ids, weights = (t.reshape(-1, t.shape[-1]) for t in (x, ids, weights))
         if not flat.shape[0] == ids.shape[0] == weights.shape[0]:
             raise ValueError(f"x has {flat.shape[0]} tokens, ids {ids.shape[0]}, weights {weights.shape[0]}")
+        if ids.shape[1] != weights.shape[1]:
+            raise ValueError(f"ids has {ids.shape[1]} slots a token, weights {weights.shape[1]}")
         if flat.shape[1] != self.w1.shape[2]:
             raise ValueError(f"x has hidden size {flat.shape[1]}, the experts {self.w1.shape[2]}")
         flat, w1, w2, b1, b2 = autocast(flat, self.w1, self.w2, self.b1, self.b2)
@@ -91,16 +93,3 @@ def uniform_like_linear(weight, bias=None):
     for parameter in (weight, bias):
         if parameter is not None:
             parameter.uniform_(-bound, bound)
-
-
-def autocast(*tensors):
-    """The tensors in autocast's dtype where it is on; router weights are not given to this: they stay fp32."""
-    kind = tensors[0].device.type
-    if not autocasting(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
-
-
-def autocasting(kind):
-    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)

@@ -5,9 +5,8 @@ import math
 import torch
 
 from .._header import constants, structs
-from ._define import checked, encode
+from ._define import autocasting, checked, encode
 from ._router import expert_choice, route, sinkhorn, update_bias
-from .experts import autocasting
 
 SOFTMAX, SIGMOID = constants["MOE_SCORE_SOFTMAX"], constants["MOE_SCORE_SIGMOID"]
 

@@ -13,6 +13,8 @@ except ImportError as error:
     import importlib.util
 
     found = importlib.util.find_spec("transformers")
+    if found:
+        import libmoe.torch  # says so where PyTorch is what is missing
     what = "this one has no experts interface" if found else "it is not installed"
     raise ImportError(f"libmoe.transformers needs Transformers 5, {what}: pip install --upgrade transformers") from error
 

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .._header import constants
 from ..torch import combine, dispatch, expert_mlp, grouped_gemm, make_plan
-from ..torch.experts import autocast
+from ..torch._define import autocast
 from ..torch._probe import recognise
 
 logger = logging.get_logger(__name__)
