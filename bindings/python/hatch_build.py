@@ -66,8 +66,9 @@ def build():
     target = SOURCES / "target" / "wheel"
     cargo_home = os.environ.get("CARGO_HOME") or Path.home() / ".cargo"
     unseen = [f"--remap-path-prefix={folder}={name}" for folder, name in ((cargo_home, "cargo"), (SOURCES, "libmoe"))]
-    # Flags apart by 0x1f may have spaces in them; where there are some already these are left out.
-    flags = {"CARGO_ENCODED_RUSTFLAGS": "\x1f".join(unseen)}
+    # Flags apart by 0x1f may have spaces in them. They would replace the builder's own, and then are left out.
+    own = {"RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"} & os.environ.keys()
+    flags = {} if own else {"CARGO_ENCODED_RUSTFLAGS": "\x1f".join(unseen)}
     environment = {"MOE_CUDA_ARCHS": "all"} | flags | os.environ | {"CARGO_TARGET_DIR": str(target)}
     command = [cargo, "build", "--release", "--locked", "--lib"]
     if not compiles_kernels():

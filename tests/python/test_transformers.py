@@ -151,15 +151,36 @@ def test_compile(family):
         assert (one is None) == (other is None) and (one is None or torch.allclose(one, other, atol=1e-4, rtol=1e-4))
 
 
-@pytest.mark.skipif("harness.on_cpu()", reason="compiles for minutes on a CPU")
-def test_compiled_generation_with_a_static_cache():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_experts_of_every_family(family):
+    """In one graph, forward and backward, and again with another number of tokens."""
+    for experts_class in families.experts_classes(family):
+        module = experts_of(experts_class, family)
+        module.config._experts_implementation = "libmoe"
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        for tokens in (20, 28):
+            x, ids, weights = routed(tokens, module.down_proj.shape[2 if module.is_transposed else 1])
+            results = []
+            for call in (compiled, module):
+                inputs = [x.clone().requires_grad_(), weights.clone().requires_grad_()]
+                y = call(inputs[0], ids, inputs[1])
+                results.append([y, *torch.autograd.grad(y.square().sum(), [*inputs, *module.parameters()])])
+            for ours, eager in zip(*results, strict=True):
+                assert torch.allclose(ours, eager, atol=1e-5, rtol=1e-4), experts_class.__name__
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_generation_with_a_static_cache(compiled):
+    if compiled and harness.on_cpu():
+        pytest.skip("compiles for minutes on a CPU")
     model, _ = families.tiny_model("mixtral")
     model = model.to(harness.device.name).eval()
     ids = torch.randint(3, 90, (2, 12), device=harness.device.name)
     texts = []
     for implementation, cache in (("eager", None), ("libmoe", "static")):
         model.set_experts_implementation(implementation)
-        texts.append(model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0, cache_implementation=cache))
+        texts.append(model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0, cache_implementation=cache,
+                                    disable_compile=not compiled))
     assert torch.equal(*texts)
 
 
@@ -167,7 +188,11 @@ def test_compiled_generation_with_a_static_cache():
 
 
 def experts(family="mixtral", dtype=torch.float32):
-    module = families.experts_classes(family)[0](families.ExpertsConfig(family))
+    return experts_of(families.experts_classes(family)[0], family, dtype)
+
+
+def experts_of(experts_class, family, dtype=torch.float32):
+    module = experts_class(families.ExpertsConfig(family))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(0, 0.2)
