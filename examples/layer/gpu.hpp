@@ -1,4 +1,4 @@
-// A GPU's memory and a stream by CUDA's driver, which is loaded when it is asked for: nothing of CUDA is needed to build this.
+// A GPU's memory, two streams and two events by CUDA's driver, which is loaded when it is asked for: nothing of CUDA is needed to build this.
 #ifndef GPU_HPP
 #define GPU_HPP
 
@@ -22,11 +22,18 @@ public:
     call("cuDevicePrimaryCtxRetain", &context, device);
     call("cuCtxSetCurrent", context);
     call("cuStreamCreate", &stream_, 1u);
+    call("cuStreamCreate", &side_, 1u);
+    call("cuEventCreate", &fork_, 2u);
+    call("cuEventCreate", &join_, 2u);
   }
   Gpu(const Gpu &) = delete;
   Gpu &operator=(const Gpu &) = delete;
 
   void *stream() const { return stream_; }
+  /// For work beside that of stream(), and what orders the two.
+  void *side() const { return side_; }
+  void *fork() const { return fork_; }
+  void *join() const { return join_; }
 
   /// Zeros, for as long as the process runs.
   char *allocate(std::size_t bytes) const {
@@ -61,7 +68,7 @@ private:
   }
 
   void *library_ = nullptr;
-  void *stream_ = nullptr;
+  void *stream_ = nullptr, *side_ = nullptr, *fork_ = nullptr, *join_ = nullptr;
 };
 
 #endif

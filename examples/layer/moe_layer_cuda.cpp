@@ -1,4 +1,5 @@
-// moe::MoELayer on a GPU, in fp32, beside the same layer on the CPU backend: two steps, forward and backward, number by number.
+// moe::MoELayer on a GPU, in fp32, beside the same layer on the CPU backend: two steps, forward and backward, number by number. The
+// shared experts run on a second stream.
 //
 //   moe_layer_cuda [number of the GPU]
 #include <moe_layer.hpp>
@@ -67,12 +68,13 @@ moe::LayerTensors tensors(const std::vector<float *> &from) {
 }
 
 /// Two steps, the gradients of which are added: `out` has y, dx, then the gradients of the weights.
-void steps(moe::MoELayer &layer, void *memory, const std::vector<float *> &in, const std::vector<float *> &out, moe_stream_t stream) {
+void steps(moe::MoELayer &layer, void *memory, const std::vector<float *> &in, const std::vector<float *> &out,
+           moe_stream_t stream = nullptr, const moe::SideStream &side = {}) {
   const moe::LayerTensors weights = tensors(in), gradients = tensors(out);
   for (int step = 0; step < 2; step++) {
-    layer.forward(memory, weights, moe::tensor(in[0]), moe::tensor(out[0]), TOKENS, stream);
+    layer.forward(memory, weights, moe::tensor(in[0]), moe::tensor(out[0]), TOKENS, stream, side);
     layer.backward(memory, weights, moe::tensor(in[0]), moe::tensor(in[1]), moe::tensor(out[1]), gradients, TOKENS, stream,
-                   step ? moe::add() : moe::overwrite());
+                   step ? moe::add() : moe::overwrite(), side);
   }
 }
 
@@ -87,7 +89,7 @@ std::vector<Values> on_the_cpu(std::vector<Array> arrays) {
   for (Array &array : arrays) in.push_back(array.values.data());
   for (Values &values : results) out.push_back(values.data());
   std::fill_n(static_cast<char *>(memory), layer.memory_size(), char(0));
-  steps(layer, memory, in, out, nullptr);
+  steps(layer, memory, in, out);
   ::operator delete(memory, alignment);
   return results;
 }
@@ -99,7 +101,9 @@ std::vector<Values> on_the_gpu(const Gpu &gpu, int number, const std::vector<Arr
   std::vector<float *> in, out;
   for (const Array &array : arrays) in.push_back(gpu.upload(array.values));
   for (const Array &array : arrays) out.push_back(reinterpret_cast<float *>(gpu.allocate(array.values.size() * sizeof(float))));
-  steps(layer, gpu.allocate(layer.memory_size()), in, out, static_cast<moe_stream_t>(gpu.stream()));
+  const moe::SideStream side = {static_cast<moe_stream_t>(gpu.side()), static_cast<moe_event_t>(gpu.fork()),
+                                static_cast<moe_event_t>(gpu.join())};
+  steps(layer, gpu.allocate(layer.memory_size()), in, out, static_cast<moe_stream_t>(gpu.stream()), side);
   for (std::size_t i = 0; i < out.size(); i++) results.push_back(gpu.download(out[i], arrays[i].values.size()));
   return results;
 }

@@ -45,6 +45,36 @@ def test_layer_in_a_graph(gpu, rng):
         assert reference.error(dlogits, leaf.grad) < 2.5e-2, replay
 
 
+def test_shared_experts_on_a_second_stream(gpu):
+    """To the bit what one stream gives, eager and in a graph."""
+    T, d, f, E, K, G = 700, 256, 128, 16, 2, 192
+    randn = lambda *size: (torch.randn(*size, device="cuda") * size[-1] ** -0.5).bfloat16()
+    weights = dict(gate=randn(E, d), w1=randn(E, 2 * f, d), w2=randn(E, d, f), shared_w1=randn(2 * G, d), shared_w2=randn(d, G),
+                   shared_gate=randn(1, d))
+    layer = libmoe.MoELayer(gpu, weights, K, router={"renormalize": libmoe.ON})
+    x, dy = torch.randn(T, d, device="cuda").bfloat16(), torch.randn(T, d, device="cuda").bfloat16()
+    side = libmoe.SideStream(torch.cuda.Stream(), torch.cuda.Event(), torch.cuda.Event())
+
+    def step(side=None):
+        out = layer.forward(x, side=side)
+        dx, grads = layer.backward(dy, out.saved, side=side)
+        return [out.y, dx, *grads.values()]
+
+    def same(ours, alone):
+        torch.cuda.synchronize()
+        assert len(ours) == 8 and all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(ours, alone, strict=True))
+
+    for _ in range(5):
+        same(step(side), step())
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = step(side)
+    for _ in range(3):
+        x.normal_(), dy.normal_()
+        graph.replay()
+        same(captured, step())
+
+
 def test_counts_change_between_replays(gpu, rng):
     """The true number of tokens is read when the graph runs."""
     T, d, E, K = 300, 128, 8, 2
