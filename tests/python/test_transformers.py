@@ -1,11 +1,12 @@
 """experts_implementation="libmoe" on every family of the installed Transformers, beside the eager implementation in fp64."""
 
 import copy
+import logging
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("transformers", reason="transformers is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 import harness  # noqa: E402
 import libmoe.transformers as libmoe_transformers  # noqa: E402
@@ -243,7 +244,16 @@ def test_a_norm_behind_each_expert():
         assert torch.allclose(ours, theirs, atol=1e-4 if harness.on_cpu() else 0.05, rtol=1e-4 if harness.on_cpu() else 0.05)
 
 
-def test_what_a_newer_interface_may_ask(monkeypatch):
+def test_what_is_said_is_said_once(caplog):
+    logging.Logger.warning_once.cache_clear()
+    for _ in range(2):
+        _experts.experts_forward(experts("deepseek_v4"), *routed())
+        _experts.experts_forward(experts("mixtral"), *routed())
+    said = [record.message for record in caplog.records if record.name.startswith("libmoe")]
+    assert len(said) == 1 and "DeepseekV4Experts is none of libmoe's" in said[0]
+
+
+def test_what_a_newer_interface_may_ask(monkeypatch, caplog):
     """What libmoe does not know of is not computed as if it were not there."""
     module, (x, ids, weights) = experts(), routed()
     monkeypatch.setitem(_experts.UNKNOWN, "has_something_new", False)
@@ -252,7 +262,10 @@ def test_what_a_newer_interface_may_ask(monkeypatch):
     with pytest.raises(NotImplementedError, match="does not compute experts with has_something_new"):
         _experts.experts_forward(module, x, ids, weights)
     monkeypatch.setitem(_experts.FALLBACK, "name", "eager")
-    assert close(_experts.experts_forward(module, x, ids, weights), expected)
+    logging.Logger.warning_once.cache_clear()
+    for _ in range(2):
+        assert close(_experts.experts_forward(module, x, ids, weights), expected)
+    assert [record.message for record in caplog.records] == ["libmoe does not compute experts with has_something_new: eager does"]
 
 
 def test_dense_weights():
@@ -330,6 +343,22 @@ def test_activations_that_are_no_module_s_name():
     assert recognise(lambda h: torch.nn.functional.silu(h) * 1.001, 8, False) is None
     assert recognise(lambda h: h.no_such_method(), 8, False) is None
     assert recognise(lambda h: h.relu().square(), 8, False) is not None
+
+
+def test_experts_that_a_quantizer_has_replaced(monkeypatch):
+    """An error, unless another implementation is allowed: then the quantized experts' own of that name."""
+    fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8", reason="this version has no FP8 experts")
+    quantization = transformers.FineGrainedFP8Config(weight_block_size=(16, 16))
+    model, _ = families.tiny_model("qwen3_moe")
+    fp8.replace_with_fp8_linear(model, modules_to_not_convert=["lm_head"], quantization_config=quantization)
+    module = next(module for module in model.modules() if type(module).__name__ == "FP8Experts")
+    module.config._experts_implementation = "libmoe"
+    x, ids, weights = (t.to("meta") for t in routed())
+    with pytest.raises(NotImplementedError, match=r'quantized experts \(FP8Experts\); libmoe.transformers.register\(fallback='):
+        module(x, ids, weights)
+    monkeypatch.setitem(_experts.FALLBACK, "name", "theirs")
+    monkeypatch.setitem(fp8.ALL_FP8_EXPERTS_FUNCTIONS._local_mapping, "theirs", lambda module, x, ids, weights: (module, x))
+    assert module(x, ids, weights) == (module, x)
 
 
 def test_what_libmoe_does_not_compute():
