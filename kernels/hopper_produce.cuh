@@ -78,7 +78,8 @@ __device__ inline void produce(const Problem &problem, const Shared<Problem> &sh
   }
 }
 
-// ---- Rows that an index names. A thread copies 16 bytes of a line and of every 16th line from there on.
+// ---- Rows that an index names. A thread copies 16 bytes of a line and of every 16th line from there on. The warps take
+// turns to issue what TMA copies: it takes a third as long as a warp's own copies, and the slowest warp sets the pace.
 
 // Of what an index names: zeros.
 constexpr uint32_t ABSENT = 0xffffffff;
@@ -88,6 +89,14 @@ struct Entry {
   uint32_t low;
   uint32_t high;
 };
+
+// The thread issues what TMA copies of every fourth stage, from this one on; 4: of none.
+__device__ inline int own_turn() {
+  int turn = threadIdx.x % 32 == 0 ? threadIdx.x / 32 : 4;
+  // To find out again at each step would take longer than to keep it.
+  asm volatile("" : "+r"(turn));
+  return turn;
+}
 
 struct Gathering {
   const Gather &gather;
@@ -140,6 +149,7 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
   const uint32_t place = gathering.place();
   const int row = Gathering::looked_up();
   const auto look_up = [&](const Tile &tile) { return gathering.look_up(tile.begin + tile.row + row, row < tile.rows); };
+  const int turn = own_turn();
   Ring ring;
   Tiles<Problem> tiles(problem, shared);
   bool more = tiles.next();
@@ -147,7 +157,7 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
   if (more) ahead = look_up(tiles.tile());
   while (more) {
     const Tile tile = tiles.tile();
-    if (threadIdx.x == 0) problem.acquire(tile);
+    if (turn < 4) problem.acquire(tile);
     const uint32_t mine = gathering.checked(ahead, tile.begin + tile.row + row);
     // What the next tile needs comes while this one is copied: copies that are under way delay what is loaded behind them.
     more = tiles.next();
@@ -165,7 +175,7 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
     const int steps = tile.steps();
     for (int step = 0; step < steps; ++step) {
       barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
-      if (threadIdx.x == 0) copy_stage(problem, shared, tile, step, ring.slot);
+      if (step % 4 == turn) copy_stage(problem, shared, tile, step, ring.slot);
       const uint32_t to = shared.stage(ring.slot) + place;
       const uint32_t copied = step * DEPTH + chunk * 8 < tile.depth ? exist : 0;
       const auto line = [&](int i) { return reinterpret_cast<const void *>(data + uint64_t(from[i]) * 16); };
@@ -198,6 +208,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
     const int row = step * DEPTH + Gathering::looked_up();
     return gathering.look_up(begin + row, row < depth);
   };
+  const int turn = own_turn();
   Ring ring;
   Tiles<Problem> tiles(problem, shared);
   bool more = tiles.next();
@@ -215,7 +226,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
       next_begin = next.begin, next_depth = next.depth;
     }
     const int steps = tile.steps(), whole = blocks(steps, 4) * 4;
-    if (threadIdx.x == 0) problem.acquire(tile);
+    if (turn < 4) problem.acquire(tile);
     const uint8_t *const data = gathering.source.data + 2 * (tile.row + chunk * 8);
     // Of the two halves of the tile's lines.
     const uint32_t exist = (chunk * 8 < tile.rows ? 1 : 0) + (chunk * 8 + 64 < tile.rows ? 2 : 0);
@@ -226,7 +237,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
 #pragma unroll 1
       for (int step = 0; step < 2 && first + step < steps; ++step) {
         barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
-        if (threadIdx.x == 0) copy_stage(problem, shared, tile, first + step, ring.slot);
+        if ((first + step) % 4 == turn) copy_stage(problem, shared, tile, first + step, ring.slot);
         const uint32_t to = shared.stage(ring.slot) + place;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
