@@ -1,4 +1,4 @@
-"""Hugging Face Transformers 5: libmoe for every model that uses the experts interface, and for NLLB-MoE.
+"""Hugging Face Transformers 5.7 and newer: libmoe for every model that uses the experts interface, and for NLLB-MoE.
 
     import libmoe.transformers
     libmoe.transformers.register()
@@ -16,7 +16,14 @@ except ImportError as error:
     if found:
         import libmoe.torch  # says so where PyTorch is what is missing
     what = "this one has no experts interface" if found else "it is not installed"
-    raise ImportError(f"libmoe.transformers needs Transformers 5, {what}: pip install --upgrade transformers") from error
+    raise ImportError(f"libmoe.transformers needs Transformers 5.7 or newer, {what}: pip install --upgrade transformers") from error
+
+import transformers as _transformers
+
+if tuple(map(int, _transformers.__version__.split(".")[:2])) < (5, 7):
+    # They let nobody choose an implementation that is not their own.
+    raise ImportError(f"libmoe.transformers needs Transformers 5.7 or newer; this is {_transformers.__version__}: "
+                      "pip install --upgrade transformers")
 
 import libmoe.torch  # noqa: F401
 

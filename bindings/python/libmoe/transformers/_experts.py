@@ -93,7 +93,8 @@ def _elsewhere(self, what, *inputs):
     if hasattr(self, "gate_up_proj_scale_inv"):
         from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS as interface
     # The module's forward is the interface's dispatcher around its own: __wrapped__ is that.
-    return interface.get_interface(name, type(self).forward.__wrapped__)(self, *inputs)
+    function = type(self).forward.__wrapped__ if name == "eager" else interface[name]
+    return function(self, *inputs)
 
 
 # ---------------------------------------------------------------- what the module computes between its matrices
