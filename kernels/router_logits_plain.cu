@@ -1,5 +1,4 @@
-// The router's GEMM by plain multiplication, for any dtype and alignment, in fp32 or fp64; the joining of parts; the
-// gradient of the bias.
+// The router's GEMM by plain multiplication, for any dtype and alignment, in fp32 or fp64.
 
 #include "router_gate.cuh"
 
@@ -124,21 +123,6 @@ template <class R> __device__ inline void weight_gradient(const RouterGateParams
                            min(begin + p.span, tokens), grad, [&](int64_t token, int64_t column) { return input(token, column); }, store);
 }
 
-template <class R> __device__ inline void join(const RouterJoinParams &p) {
-  const int64_t rows = true_count(p.rows, p.report), part = p.rows.bound * p.columns;
-  const R *const parts = reinterpret_cast<const R *>(p.partials);
-  const bool add = adds(p.mode);
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * p.columns; i += int64_t(gridDim.x) * blockDim.x) {
-    const int64_t row = i / p.columns, column = i % p.columns, at = row * p.out.pitch + column;
-    R sum = 0;
-#pragma unroll 4
-    for (int split = 0; split < p.splits; ++split) sum += parts[split * part + i];
-    if (p.bias.data != nullptr) sum += R(load_float(p.bias, column));
-    if (add) sum += R(load_float(p.out, at));
-    store_real(p.out, at, sum);
-  }
-}
-
 }  // namespace
 
 #define ROUTER_LOGITS_KERNEL(NAME, BODY) \
@@ -150,33 +134,3 @@ ROUTER_LOGITS_KERNEL(router_logits_dx_plain, input_gradient<float>)
 ROUTER_LOGITS_KERNEL(router_logits_dx_plain_fp64, input_gradient<double>)
 ROUTER_LOGITS_KERNEL(router_logits_dweight_plain, weight_gradient<float>)
 ROUTER_LOGITS_KERNEL(router_logits_dweight_plain_fp64, weight_gradient<double>)
-
-extern "C" __global__ void __launch_bounds__(THREADS) router_logits_join(const __grid_constant__ RouterJoinParams p) {
-  p.wide ? join<double>(p) : join<float>(p);
-}
-
-// [blocks, E] fp64: the gradients of a block's tokens, added up by several threads an expert.
-extern "C" __global__ void __launch_bounds__(THREADS) router_logits_dbias(const __grid_constant__ RouterGateParams p) {
-  __shared__ double sums[THREADS];
-  const int64_t tokens = true_count(p.tokens, p.report);
-  const int64_t begin = min(blockIdx.x * p.span, tokens), end = min(begin + p.span, tokens);
-  double *const parts = reinterpret_cast<double *>(p.partials) + int64_t(blockIdx.x) * p.experts;
-  // A power of two, so that the threads of an expert lie `columns` apart.
-  int columns = THREADS;
-  while (columns / 2 >= p.experts) columns /= 2;
-  for (int first = 0; first < p.experts; first += columns) {
-    const int expert = first + threadIdx.x % columns;
-    double sum = 0;
-    if (expert < p.experts) {
-      for (int64_t token = begin + threadIdx.x / columns; token < end; token += THREADS / columns)
-        sum += load_float(p.dlogits, token * p.dlogits.pitch + expert);
-    }
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.x < columns && expert < p.experts) {
-      for (int other = threadIdx.x + columns; other < THREADS; other += columns) sum += sums[other];
-      parts[expert] = sum;
-    }
-    __syncthreads();
-  }
-}

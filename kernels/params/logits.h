@@ -16,6 +16,12 @@ constexpr static const int64_t GATE_COLUMNS = 128;
 /// Rows and columns of a tile of plain multiplication.
 constexpr static const int64_t GATE_PLAIN = 64;
 
+/// Tokens of a stage of Hopper's gradient of the weights: what its sums are dealt by.
+constexpr static const int64_t GATE_SHARE = 32;
+
+/// Bytes in which a warp of Hopper's kernels lays its outputs out.
+constexpr static const int64_t GATE_STAGING = 2048;
+
 /// Of every kernel that multiplies. Data is NULL where a tensor is absent.
 struct RouterGateParams {
   Count tokens;
@@ -37,20 +43,6 @@ struct RouterGateParams {
   int64_t span;
   /// Of the weights, in the gradient of x: 2 to 4.
   int32_t stages;
-  moe_device_report_t *report;
-};
-
-/// Joins parts: out[rows, columns] = sum of the parts (+ bias).
-struct RouterJoinParams {
-  const uint8_t *partials;
-  /// Parts are fp64.
-  bool wide;
-  int32_t splits;
-  Count rows;
-  int64_t columns;
-  Matrix bias;
-  Matrix out;
-  OutputMode mode;
   moe_device_report_t *report;
 };
 

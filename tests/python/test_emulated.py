@@ -44,7 +44,15 @@ def test_expert_mlps(environment, request):
     run_all([(HERE / "emulated.py", kind, request.config.seed, cases) for kind, cases in kinds], environment)
 
 
+def run_tests(file, which, environment, request):
+    options = ("-q", "-p", "emulated", "-p", "no:cacheprovider", "--device", "emulated", "--seed", request.config.seed)
+    run_all([("-m", "pytest", *options, HERE / file, "-k", which)], environment)
+
+
 def test_dispatch_plan(environment, request):
     """Without the tests of many slots, which take minutes."""
-    options = ("-q", "-p", "emulated", "-p", "no:cacheprovider", "--device", "emulated", "--seed", request.config.seed)
-    run_all([("-m", "pytest", *options, HERE / "test_dispatch.py", "-k", "not many_slots")], environment)
+    run_tests("test_dispatch.py", "not many_slots", environment, request)
+
+
+def test_router_logits(environment, request):
+    run_tests("test_router_logits.py", "tiles", environment, request)

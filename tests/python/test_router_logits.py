@@ -8,7 +8,12 @@ import libmoe
 from harness import array, assert_close, bits, empty, host, poisoned, rounded
 from philox_reference import uniform
 
-SHAPES = [(5, 16, 8), (1, 7, 3), (130, 64, 24), (600, 40, 1), (9, 256, 256), (17, 33, 65), (0, 8, 4), (3, 2048, 128)]
+SHAPES = [(5, 16, 8), (1, 7, 3), (130, 64, 24), (600, 40, 1), (9, 256, 256), (17, 33, 65), (0, 8, 4), (3, 2048, 128), (150, 64, 300)]
+# Rows of 16 bytes and bf16 alone, which Hopper's own kernels take: around the edges of their tiles, of 64 to 256 experts, 128 tokens and
+# up to 512 columns.
+TILES = [
+    (300, 136, 8), (513, 200, 40), (129, 64, 64), (260, 1032, 100), (700, 72, 128), (333, 520, 200), (64, 264, 256), (40, 2056, 16),
+]
 DTYPES = ["bf16", "fp16", "fp32", pytest.param("fp64", marks=pytest.mark.cpu)]
 
 
@@ -36,7 +41,17 @@ def read_as(x, factor, dtype):
 @pytest.mark.parametrize("jitter", [0.0, 0.2])
 @pytest.mark.parametrize("math", ["DEFAULT", "FP64"])
 def test_forward_and_backward(ctx, guarded, rng, shape, dtype, jitter, math):
-    logits_dtype = dtype if rng.random() < 0.5 else "fp32"
+    check(ctx, guarded, rng, shape, dtype, dtype if rng.random() < 0.5 else "fp32", jitter, math)
+
+
+@pytest.mark.parametrize("shape", TILES)
+@pytest.mark.parametrize("logits_dtype", ["fp32", "bf16"])
+def test_tiles(ctx, guarded, rng, shape, logits_dtype):
+    check(ctx, guarded, rng, shape, "bf16", logits_dtype)
+
+
+def check(ctx, guarded, rng, shape, dtype, logits_dtype, jitter=0.0, math="DEFAULT"):
+    """Of a random number of the tokens, which the device alone knows."""
     desc, x, weight, factor = problem(rng, shape, dtype, jitter, math=getattr(libmoe, f"MATH_{math}"))
     desc["logits_dtype"] = logits_dtype
     tokens, hidden, experts = shape

@@ -1,4 +1,5 @@
-//! The router's GEMM on a GPU: tensor cores for 16-bit operands with 16-byte rows, plain multiplication for all others.
+//! The router's GEMM on a GPU: tensor cores for 16-bit operands with 16-byte rows, Hopper's own where they serve, plain
+//! multiplication for all others.
 //!
 //! Sums are split where there are too few tiles for all multiprocessors, into parts that depend on the sizes and the
 //! device alone, and joined in their order.
@@ -12,7 +13,14 @@ use crate::ops::router::logits::{Backward, Forward, Gate};
 use crate::tensor::Matrix;
 use crate::workspace::{Layout, Part, Workspace};
 
+use self::hopper_gate::Dealt;
+use self::logits_parts::{BwdParts, RouterJoinParams, dbias_blocks, gradient, join, no_parts};
 use super::ceil_div;
+
+pub use self::logits_parts::bwd_layout;
+
+pub mod hopper_gate;
+pub mod logits_parts;
 
 /// Tokens of a tile of the tensor cores, and elements of a step along the sum.
 pub const GATE_TOKENS: i64 = 128;
@@ -21,10 +29,12 @@ pub const GATE_STEP: i64 = 64;
 pub const GATE_COLUMNS: i64 = 128;
 /// Rows and columns of a tile of plain multiplication.
 pub const GATE_PLAIN: i64 = 64;
+/// Tokens of a stage of Hopper's gradient of the weights: what its sums are dealt by.
+pub const GATE_SHARE: i64 = 32;
+/// Bytes in which a warp of Hopper's kernels lays its outputs out.
+pub const GATE_STAGING: i64 = 2048;
 /// The least that a part of a split sum has.
 const LEAST_SPAN: i64 = 256;
-/// Tokens that a block sums for the bias' gradient, at least.
-const BIAS_TOKENS: i64 = 256;
 
 /// Of every kernel that multiplies. Data is NULL where a tensor is absent.
 #[repr(C)]
@@ -52,25 +62,9 @@ pub struct RouterGateParams {
     pub report: *mut moe_device_report_t,
 }
 
-/// Joins parts: out[rows, columns] = sum of the parts (+ bias).
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct RouterJoinParams {
-    pub partials: *const u8,
-    /// Parts are fp64.
-    pub wide: bool,
-    pub splits: i32,
-    pub rows: Count,
-    pub columns: i64,
-    pub bias: Matrix,
-    pub out: Matrix,
-    pub mode: OutputMode,
-    pub report: *mut moe_device_report_t,
-}
-
 /// How a sum is split.
 #[derive(Clone, Copy)]
-struct Split {
+pub struct Split {
     parts: i64,
     /// Elements of a part.
     span: i64,
@@ -145,12 +139,6 @@ pub fn fwd_layout(device: &Device, gate: &Gate) -> (Layout, Part) {
     (layout, part)
 }
 
-/// What the backward sums into.
-pub struct BwdParts {
-    dweight: Part,
-    dbias: Part,
-}
-
 fn dweight_split(device: &Device, gate: &Gate) -> Split {
     let (rows, columns) = match matrix_cores(gate) {
         true => (dweight_experts(gate.experts), GATE_COLUMNS),
@@ -171,17 +159,6 @@ fn dweight_experts(experts: i64) -> i64 {
     } else {
         128
     }
-}
-
-fn dbias_blocks(device: &Device, gate: &Gate) -> i64 {
-    ceil_div(gate.tokens, BIAS_TOKENS).clamp(1, device.multiprocessors.into())
-}
-
-pub fn bwd_layout(device: &Device, gate: &Gate) -> (Layout, BwdParts) {
-    let mut layout = Layout::default();
-    let dweight = layout.part(dweight_split(device, gate).parts * gate.experts * gate.hidden * real(gate));
-    let dbias = layout.part(dbias_blocks(device, gate) * gate.experts * 8);
-    (layout, BwdParts { dweight, dbias })
 }
 
 fn params(gate: &Gate, tokens: Count, random: moe_random_t, launcher: &Launcher) -> RouterGateParams {
@@ -232,7 +209,9 @@ pub fn fwd(
         if split.parts > 1 {
             params.partials = workspace.at(part);
         }
-        if matrix_cores(gate) && packed(&problem.x) && packed(&problem.weight) {
+        if hopper_gate::takes_fwd(device, problem) {
+            hopper_gate::fwd(launcher, gate, &split, &params)?;
+        } else if matrix_cores(gate) && packed(&problem.x) && packed(&problem.weight) {
             let tile = tile_experts(device, gate.experts);
             let kernel = match (gate.dtype, tile) {
                 (Dtype::Fp16, 16) => "router_logits_fwd_fp16_16",
@@ -254,9 +233,18 @@ pub fn fwd(
         if split.parts == 1 {
             return Ok(());
         }
-        let mode = params.dx_mode;
-        let rows = problem.tokens;
-        join(launcher, gate.wide, split.parts, &params, rows, gate.experts, (params.bias, problem.logits), mode)
+        join(
+            launcher,
+            RouterJoinParams {
+                partials: params.partials,
+                splits: split.parts as i32,
+                rows: problem.tokens,
+                columns: gate.experts,
+                bias: params.bias,
+                out: problem.logits,
+                ..no_parts(launcher, gate)
+            },
+        )
     })
 }
 
@@ -270,36 +258,6 @@ fn launch(
 ) -> Result<()> {
     let grid = grid.map(|size| size as u32);
     launcher.launch(&Launch { kernel, grid, block, shared: shared as u32, ..Default::default() }, params)
-}
-
-#[allow(clippy::too_many_arguments)]
-fn join(
-    launcher: &Launcher,
-    wide: bool,
-    splits: i64,
-    params: &RouterGateParams,
-    rows: Count,
-    columns: i64,
-    (bias, out): (Matrix, Matrix),
-    mode: OutputMode,
-) -> Result<()> {
-    let joined = RouterJoinParams {
-        partials: params.partials,
-        wide,
-        splits: splits as i32,
-        rows,
-        columns,
-        bias,
-        out,
-        mode,
-        report: launcher.report,
-    };
-    let elements = rows.bound.saturating_mul(columns);
-    let blocks = ceil_div(elements, 256).min(8 * i64::from(launcher.device.multiprocessors)) as u32;
-    launcher.launch(
-        &Launch { kernel: "router_logits_join", grid: [blocks, 1, 1], block: 256, ..Default::default() },
-        &joined,
-    )
 }
 
 pub fn bwd(
@@ -318,28 +276,47 @@ pub fn bwd(
             dlogits: problem.dlogits,
             dx: given(problem.dx),
             dx_mode: problem.dx_mode,
+            partials: workspace.at(parts.dweight),
             ..params(gate, problem.tokens, problem.random.0, launcher)
         };
-        if problem.dx.is_some() && gate.tokens > 0 {
+        let takes = |wanted: bool, operand: &Matrix, rows: i64| {
+            wanted && hopper_gate::takes_gradient(device, gate, operand, rows)
+        };
+        let hopper_dx = takes(problem.dx.is_some(), &params.weight, gate.experts);
+        let hopper_dweight = takes(problem.dweight.is_some(), &params.x, gate.tokens);
+        let gradient = gradient(launcher, problem, (workspace, parts), hopper_dx || hopper_dweight)?;
+        if hopper_dx {
+            hopper_gate::dx(launcher, gate, &gradient, &params)?;
+        } else if problem.dx.is_some() && gate.tokens > 0 {
             dx(launcher, gate, &params)?;
         }
-        let one = |rows| Count { bound: rows, device: std::ptr::null(), wide: false };
+        let mut joined = no_parts(launcher, gate);
         if let Some(out) = problem.dweight {
-            let split = dweight_split(device, gate);
-            let params = RouterGateParams { partials: workspace.at(parts.dweight), span: split.span, ..params };
-            dweight(launcher, gate, split, &params)?;
-            let to = (Matrix::ABSENT, out);
-            let mode = problem.dweight_mode;
-            join(launcher, gate.wide, split.parts, &params, one(gate.experts), gate.hidden, to, mode)?;
+            joined.partials = params.partials;
+            joined.rows.bound = gate.experts;
+            joined.columns = gate.hidden;
+            joined.out = out;
+            joined.mode = problem.dweight_mode;
+            if hopper_dweight {
+                let dealt = Dealt::new(device, gate);
+                hopper_gate::dweight(launcher, gate, &gradient, &dealt, &params)?;
+                joined.tile = dealt.width;
+                joined.tiles = dealt.tiles as i32;
+                joined.clusters = dealt.clusters as i32;
+                joined.tokens = problem.tokens;
+            } else {
+                let split = dweight_split(device, gate);
+                dweight(launcher, gate, split, &RouterGateParams { span: split.span, ..params })?;
+                joined.splits = split.parts as i32;
+            }
         }
         if let Some(out) = problem.dbias {
-            let blocks = dbias_blocks(device, gate);
-            let span = ceil_div(gate.tokens, blocks);
-            let params = RouterGateParams { partials: workspace.at(parts.dbias), span, ..params };
-            launch(launcher, "router_logits_dbias", [blocks, 1, 1], 256, 0, &params)?;
-            join(launcher, true, blocks, &params, one(1), gate.experts, (Matrix::ABSENT, out), problem.dbias_mode)?;
+            joined.dbias_parts = workspace.at(parts.dbias);
+            joined.dbias_splits = dbias_blocks(device, gate) as i32;
+            joined.dbias = out;
+            joined.dbias_mode = problem.dbias_mode;
         }
-        Ok(())
+        join(launcher, joined)
     })
 }
 
