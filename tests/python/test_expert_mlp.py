@@ -26,6 +26,23 @@ def test_inference_of_wide_experts(ctx, rng, guarded, activation, order, block, 
               w1_layout=layout)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_output_of_many_rows_is_made_in_halves(ctx, rng, guarded, layout):
+    plan = Plan(ROUTINGS["uniform"](rng, 21, 4, 2), 4, 21, spare=8_400)
+    d = 16384
+    wide = dict.fromkeys(("y_dtype", "dw_dtype", "bias_dtype"), "fp32")
+    check(ctx, rng, guarded, plan=plan, d=d, f=8, block=8, dtype="bf16", w2_layout=layout, output_rows=False, missing=set(), **wide)
+    needed = {rows: workspace_of(ctx, plan, d, rows) for rows in (plan.rows_max // 2, plan.rows_max)}
+    assert needed[plan.rows_max] < 1.1 * needed[plan.rows_max // 2]
+
+
+def workspace_of(ctx, plan, d, rows):
+    """Bytes that the forward asks for."""
+    desc = {"dtype": "bf16", "num_tokens": len(plan.ids), "rows_max": rows, "top_k": 2, "hidden_size": d, "ffn_size": 8,
+            "num_experts": 4}
+    return ctx.query("expert_mlp_fwd_workspace_size", desc)
+
+
 def loss_and_gradients(ctx, case, run, p):
     """<y, dy> of the library's forward, and its gradients by the library's backward."""
     y = empty(p.y.shape, "fp64")

@@ -8,6 +8,7 @@ use crate::ops::activation::{self, Activation, Extent};
 use crate::ops::grouped_gemm::{Linear, Output, WeightLayout};
 use crate::tensor::{Grouped, Matrix};
 
+use super::fc2::outputs_at_once;
 use super::{OVERWRITE, Routing, ScaleRows, Shape, Steps, WeightsAt};
 
 /// W1 and what goes with it.
@@ -90,7 +91,7 @@ pub fn halves(activation: &Activation, split: bool) -> [Range<i64>; 2] {
 /// the room of fc2's output, if the gate's blocks allow it.
 pub fn columns_at_once(shape: &Shape) -> i64 {
     let Activation { ffn, block, .. } = shape.activation;
-    let limit = (shape.hidden / 2).max(256).min(ffn);
+    let limit = (outputs_at_once(shape) / 2).max(256).min(ffn);
     if block < ffn { (limit / block).max(1) * block } else { limit }
 }
 

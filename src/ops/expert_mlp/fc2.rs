@@ -1,12 +1,28 @@
-//! Back through fc2 and the activation, up to the gradient of h.
+//! fc2 by parts of its outputs; back through fc2 and the activation, up to the gradient of h.
 
 use crate::error::Result;
 use crate::groups::{Gather, Groups, RowWeights};
 use crate::ops::activation::{self, Extent};
-use crate::ops::grouped_gemm::{Linear, Output};
+use crate::ops::grouped_gemm::{Linear, Output, WeightLayout};
 use crate::tensor::{Grouped, Matrix};
 
 use super::{OVERWRITE, RowDots, Shape, Steps};
+
+/// Bytes of fc2's output [R, d] from which on it is made, and combined, in two halves: it is the largest part of what a
+/// forward holds, and a launch more is then nothing beside its time.
+const LARGE: i64 = 256 << 20;
+
+/// Columns of fc2's output that are made at a time. Halves are of whole tiles.
+pub fn outputs_at_once(shape: &Shape) -> i64 {
+    let bytes = shape.rows.saturating_mul(shape.hidden * shape.dtype.size());
+    if shape.combines && bytes > LARGE && shape.hidden % 512 == 0 { shape.hidden / 2 } else { shape.hidden }
+}
+
+/// W2's outputs from `first` on.
+pub fn outputs_of(w2: Grouped, layout: WeightLayout, first: i64) -> Grouped {
+    let stride = if layout == WeightLayout::OutIn { w2.pitch } else { 1 };
+    Grouped { offset: w2.offset + first * stride, ..w2 }
+}
 
 /// Columns of act whose dot product with dact a backend may hand on as one number.
 pub const DOT_COLUMNS: i64 = 128;

@@ -9,6 +9,7 @@ use crate::tensor::{Grouped, Matrix};
 use crate::workspace::{Layout, Part, Workspace};
 
 use super::fc1::columns_at_once;
+use super::fc2::{outputs_at_once, outputs_of};
 use super::{
     Fc1, Input, LinearActivate, OVERWRITE, Operation, Routing, ScaleRows, Shape, Steps, WeightsAt, ZeroGaps,
     present_groups,
@@ -34,7 +35,7 @@ pub struct Scratch {
     input: Part,
     /// [R, f].
     act: Part,
-    /// A part of h, later fc2's output [R, d].
+    /// A part of h, later fc2's output [R, d] or a half of its columns.
     rows: Part,
     /// [E].
     sizes: Part,
@@ -52,7 +53,7 @@ impl Operation for Forward {
         let mut rows = |columns| layout.part(shape.rows * columns * shape.dtype.size());
         let input = rows(if shape.weights_at == WeightsAt::Input { shape.hidden } else { 0 });
         let act = rows(shape.activation.ffn);
-        let rows = rows(shape.hidden.max(2 * columns_at_once(shape)));
+        let rows = rows(outputs_at_once(shape).max(2 * columns_at_once(shape)));
         let sizes = layout.part(shape.experts * 8);
         (layout, Scratch { input, act, rows, sizes })
     }
@@ -61,7 +62,8 @@ impl Operation for Forward {
         let Forward { shape, routing, fc1, .. } = self;
         let Shape { dtype, hidden, combines, activation, .. } = *shape;
         let room = |part, pitch| Matrix { dtype, data: workspace.at(part), pitch };
-        let (act, rows) = (room(scratch.act, activation.ffn), room(scratch.rows, hidden));
+        let at_once = outputs_at_once(shape);
+        let (act, rows) = (room(scratch.act, activation.ffn), room(scratch.rows, at_once));
         let groups = present_groups(routing.groups, fc1, self.w2, workspace.at(scratch.sizes), steps)?;
 
         // fc2's bias is weighted too: then weights wait for fc2's output.
@@ -83,34 +85,46 @@ impl Operation for Forward {
         })?;
         let direct = !combines && !weigh_output;
         let mode = if direct { self.y_mode } else { OVERWRITE };
-        steps.linear_behind_activation(&Linear {
-            groups,
-            n: hidden,
-            k: activation.ffn,
-            a: act,
-            gather: None,
-            b: self.w2,
-            layout: shape.w2_layout,
-            bias: self.b2,
-            c: if direct { self.y } else { rows },
-            output: Output { mode, beta: 1.0 },
-            alpha: 1.0,
-            tf32: shape.tf32,
-        })?;
         // The combine reads rows of absent experts; rows that are given back have no gaps.
         let absent = groups.sizes != routing.groups.sizes;
-        if if direct { !groups.sizes.is_null() } else { combines && absent } {
-            let matrix = if direct { self.y } else { rows };
-            steps.zero_gaps(&ZeroGaps { groups, columns: hidden, matrix, mode })?;
-        }
-        let (y, y_mode) = (self.y, self.y_mode);
-        if combines {
-            let weights = if weigh_output { routing.weights } else { Weights::None };
-            steps.combine(&CombineFwd { maps: routing.maps(shape), hidden, rows, y, y_mode, weights })?;
-        } else if weigh_output {
-            let (columns, weights) = (hidden, routing.row_weights);
-            let (from, to, mode) = (rows, y, y_mode);
-            steps.scale_rows(&ScaleRows { groups, columns, from, gather: None, weights, to, mode })?;
+        let zeroes_gaps = if direct { !groups.sizes.is_null() } else { combines && absent };
+        for first in (0..hidden).step_by(at_once as usize) {
+            let columns = at_once.min(hidden - first);
+            let y = self.y.columns_from(first);
+            let c = if direct { y } else { rows };
+            steps.linear_behind_activation(&Linear {
+                groups,
+                n: columns,
+                k: activation.ffn,
+                a: act,
+                gather: None,
+                b: outputs_of(self.w2, shape.w2_layout, first),
+                layout: shape.w2_layout,
+                bias: self.b2.map(|bias| bias.columns_from(first)),
+                c,
+                output: Output { mode, beta: 1.0 },
+                alpha: 1.0,
+                tf32: shape.tf32,
+            })?;
+            if zeroes_gaps {
+                steps.zero_gaps(&ZeroGaps { groups, columns, matrix: c, mode })?;
+            }
+            let y_mode = self.y_mode;
+            if combines {
+                let weights = if weigh_output { routing.weights } else { Weights::None };
+                steps.combine(&CombineFwd { maps: routing.maps(shape), hidden: columns, rows, y, y_mode, weights })?;
+            } else if weigh_output {
+                let weights = routing.row_weights;
+                steps.scale_rows(&ScaleRows {
+                    groups,
+                    columns,
+                    from: c,
+                    gather: None,
+                    weights,
+                    to: y,
+                    mode: y_mode,
+                })?;
+            }
         }
         Ok(())
     }
