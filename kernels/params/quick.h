@@ -5,8 +5,12 @@
 
 #include "types.h"
 
-/// The most threads of a block, forward and backward.
-constexpr static const int64_t QUICK_THREADS = 512;
+/// The most threads of a block: forward, of bf16 logits and of others; joining its sums; backward.
+constexpr static const int64_t QUICK_THREADS = 768;
+
+constexpr static const int64_t QUICK_WIDE_THREADS = 512;
+
+constexpr static const int64_t QUICK_JOIN_THREADS = 1024;
 
 constexpr static const int64_t QUICK_BWD_THREADS = 256;
 
@@ -17,24 +21,29 @@ struct RouterQuickParams {
   Count tokens;
   int32_t experts;
   int32_t top_k;
-  /// Lanes of a token.
-  int32_t lanes;
-  /// Bytes of a warp's lists.
-  int32_t list_bytes;
+  /// Bytes of a warp's room in shared memory.
+  int32_t room_bytes;
   /// Tables of counts that a block hands over: of all choices, and of those that the aux loss counts.
   int32_t tables;
+  /// Words of a block's record, and of each of its tables, which are padded to four; how many blocks hand one over.
+  int32_t columns;
+  int32_t padded;
+  int32_t blocks;
   Matrix logits;
   /// 0: no limits; else how many groups, how many are kept, terms of their scores, and fours of experts of each.
   int32_t groups;
   int32_t kept_groups;
   int32_t group_terms;
   int32_t group_fours;
-  /// Logits can be read by 16 bytes; ids are int32, weights fp32, and both can be written by four.
+  /// Logits can be read by 16 bytes.
   bool packed;
-  bool quads;
+  /// Ids are int32, weights fp32, and so many of both can be written at a time; 0: they are something else.
+  int32_t width;
+  /// Of weights.
+  float scale;
   /// The softmax over all experts is needed.
   bool exponentials;
-  /// Something is summed over tokens: the first block waits for all.
+  /// Something is summed over tokens: a launch behind joins the blocks' sums.
   bool sums;
   /// Experts are compared by their logits, not by their scores.
   bool by_logit;
@@ -50,9 +59,9 @@ struct RouterQuickParams {
   Matrix byte_mask;
   Matrix bit_mask;
   RouterLosses losses;
-  /// [blocks, E], [blocks, tables, E], [blocks, 2]: sums of scores, counts, parts of the z-loss and of the real tokens.
-  float *scores;
-  uint32_t *counts;
+  /// [blocks, columns]: sums of scores (with an aux loss) and counts (of each table); [blocks, 2]: parts of the z-loss and
+  /// of the real tokens.
+  uint32_t *records;
   float *parts;
   /// The rest may be NULL: not wanted.
   int64_t *tokens_per_expert;
@@ -66,15 +75,12 @@ struct RouterQuickBwdParams {
   Count tokens;
   int32_t experts;
   int32_t top_k;
-  /// Lanes of a token, tokens of a warp at a time, and floats from one of their rows to the next.
-  int32_t lanes;
-  int32_t tile;
-  int32_t pitch;
   Matrix logits;
-  /// Logits, gradients of logits can be accessed by 16 bytes; ids are int32 and dweights fp32, to be read by four.
+  /// Logits, gradients of logits can be accessed by 16 bytes.
   bool packed;
   bool packed_out;
-  bool quads;
+  /// Of weights.
+  float scale;
   RouterWeighting weighting;
   /// Without data there is no gradient of weights.
   Matrix ids;

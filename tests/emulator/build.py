@@ -15,14 +15,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "kernels"
-# What the router's GEMM, the dispatch operations, grouped GEMM and the expert MLP launch on Hopper in bf16.
+# What the router's GEMM, the dispatch operations, grouped GEMM and the expert MLP launch on Hopper in bf16, and the router in
+# its common cases.
 SOURCES = [
     "activation", "decode_bf16", "dispatch_combine", "dispatch_fwd", "dispatch_plan", "dispatch_plan_ids",
     "dispatch_sort", "expert_mlp", "grouped_gemm_bias", "hopper_gate_dweight", "hopper_gate_dx", "hopper_gate_fwd",
     "hopper_glu_bf16", "hopper_glu_bwd_bf16",
     "hopper_glu_gathered_bf16", "hopper_glu_pairs_bf16", "hopper_glu_single_bf16", "hopper_linear_bf16",
     "hopper_linear_gathered_bf16", "hopper_maps", "hopper_wgrad_bf16", "router_join", "router_logits_fwd",
-    "router_split",
+    "router_quick_bwd", "router_quick_bwd_wide", "router_quick_fwd", "router_quick_fwd_wide", "router_split",
 ]
 REWRITES = [
     (r"#include <(cooperative_groups|cuda_bf16|cuda_fp16)\.h>\n", ""),
@@ -36,6 +37,11 @@ REWRITES = [
     (r'asm volatile\("ld\.global\.L1::no_allocate[\s\S]*?\);', "memcpy(bits, reinterpret_cast<const uint32_t *>(data) + word, 16);"),
     (r'asm volatile\("cp\.async\.cg\.shared\.global\.L2::cache_hint[\s\S]*?\);', "cp_async_16(to, from, valid);"),
     (r'asm volatile\("bar\.sync (\d), %0;" ::"n"\((\w+)\) : "memory"\);', r"emulator::wait_named(\1, \2);"),
+    (r'asm\("ex2\.approx[^;]*;[^;]*;', "result = exp2f(x);"),
+    (r'asm\("rcp\.approx[^;]*;[^;]*;', "result = 1 / x;"),
+    (r'asm\("lg2\.approx[^;]*;[^;]*;', "result = log2f(x);"),
+    (r'asm\("max\.NaN\.f32[^;]*;[^;]*;', "result = a != a || b != b ? NAN : fmaxf(a, b);"),
+    (r'asm\("prmt\.b32[^;]*;[^;]*;', "signs = (pair >> 15 & 0x10001) * 0xffff;"),
     (r'asm\("createpolicy[^;]*;[^;]*;', "policy = 0;"),
 ]
 

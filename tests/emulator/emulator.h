@@ -164,6 +164,7 @@ template <class T, class Join> inline T reduce(int line, T value, Join join) {
 #define __shfl_up_sync(mask, value, distance) \
   emulator::shuffle(__LINE__, value, [&](int mine) { return mine >= (distance) ? mine - (distance) : mine; })
 #define __ballot_sync(mask, predicate) emulator::ballot(__LINE__, predicate)
+#define __any_sync(mask, predicate) (emulator::ballot(__LINE__, predicate) != 0)
 #define __match_any_sync(mask, value) emulator::match(__LINE__, value)
 #define __reduce_add_sync(mask, value) emulator::reduce(__LINE__, value, [](auto a, auto b) { return a + b; })
 #define __reduce_max_sync(mask, value) emulator::reduce(__LINE__, value, [](auto a, auto b) { return a > b ? a : b; })
@@ -210,3 +211,15 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return uint64_t(a) * b >> 32; }
+inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {
+  const auto one = [](__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
+    return __float2bfloat16(fmaf(__bfloat162float(a), __bfloat162float(b), __bfloat162float(c)));
+  };
+  return {one(a.x, b.x, c.x), one(a.y, b.y, c.y)};
+}
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selectors) {
+  const uint64_t bytes = uint64_t(high) << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= unsigned(bytes >> 8 * (selectors >> 4 * i & 7) & 0xff) << 8 * i;
+  return result;
+}

@@ -1,8 +1,8 @@
 """Tests on emulated kernels: run by test_emulated.py in processes of their own, which have the emulator's libcuda.so.1 on their library
-path. Of other files' tests as a plugin, of the expert MLP, whose shapes must be those of the kernels, by itself:
+path. Of other files' tests as a plugin; of the expert MLP and the router, whose options must be those of the kernels, by itself:
 
     python -m pytest -p emulated --device emulated test_dispatch.py
-    python emulated.py large|few SEED COUNT
+    python emulated.py large|few|router SEED COUNT
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import numpy as np
 import expert_mlp_reference as reference
 import harness
 import libmoe
+import test_router
 from libmoe import _library
 
 
@@ -48,10 +49,52 @@ def options(rng, few):
         bias_dtype=pick(), dw_dtype=pick())
 
 
+ROUTER_SIZES = [
+    # tokens, experts, top_k, groups, kept groups
+    (33, 8, 2, 1, 1), (1100, 8, 8, 1, 1), (7, 6, 6, 1, 1), (1, 16, 4, 2, 1), (330, 64, 8, 8, 4), (21, 48, 6, 3, 2), (12, 33, 5, 1, 1),
+    (170, 128, 8, 8, 4), (9, 96, 1, 4, 3), (40, 256, 8, 8, 4), (7, 160, 6, 8, 3), (6, 512, 8, 16, 8), (3, 300, 8, 5, 2), (0, 8, 2, 1, 1),
+]
+
+
+def is_common(case):
+    """Whether the router has kernels of its own for it (src/cuda/router/quick.rs)."""
+    grouped = case["num_groups"] > 0
+    whole = not grouped or (case["num_experts"] > 8 and case["num_experts"] % (4 * case["num_groups"]) == 0)
+    return whole and not ((grouped or case["bias"]) and case["aux_loss"] != "off")
+
+
+def check_routers(ctx, guarded, rng, count):
+    test_router.FACTORS.update(
+        size=ROUTER_SIZES, math=["default"], groups=[None, "top2_sum", "max"], selection=["topk"], aux_scope=["batch", "global"],
+        values=["randn", "ties", "holes", "large"])
+    done = 0
+    for chosen in test_router.all_pairs(rng):
+        p = test_router.build(rng, chosen)
+        if done == count or not is_common(p["case"]):
+            continue
+        done += 1
+        print(f"{done}: {p['case']}, true tokens {p['true']}", flush=True)
+        out, inputs = test_router.forward(ctx, guarded, rng, p)
+        test_router.check_forward(p, out)
+        test_router.check_report(p, inputs)
+        if rng.random() < 0.5:
+            # Backward takes any ids: missing, and an expert twice.
+            ids = rng.integers(-1, p["case"]["num_experts"], out["ids"].shape)
+            out["ids"][:] = harness.array(ids, p["case"]["ids"])
+        if not test_router.refused(p["case"]):
+            test_router.backward(ctx, guarded, rng, p, out)
+
+
 def main():
     kind, seed, count = sys.argv[1], *map(int, sys.argv[2:])
     harness.device.name = "emulated"
     pytest_configure(None)
+    if kind == "router":
+        guarded = harness.Guards()
+        with libmoe.Context("cuda:0") as ctx:
+            check_routers(ctx, guarded, np.random.default_rng(seed), count)
+        guarded.check()
+        return
     if kind == "large":
         # Few rows would go to the kernels for them.
         described = reference.Case.desc

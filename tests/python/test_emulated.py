@@ -49,6 +49,13 @@ def run_tests(file, which, environment, request):
     run_all([("-m", "pytest", *options, HERE / file, "-k", which)], environment)
 
 
+def test_routers(environment, request):
+    """The common cases: on one multiprocessor, whose warps have several tokens after each other, and on four, whose sums are joined."""
+    for number, multiprocessors in enumerate(("1", "4")):
+        command = (HERE / "emulated.py", "router", request.config.seed + number, 100)
+        run_all([command], environment | {"MOCK_MULTIPROCESSORS": multiprocessors})
+
+
 def test_dispatch_plan(environment, request):
     """Without the tests of many slots, which take minutes."""
     run_tests("test_dispatch.py", "not many_slots", environment, request)
