@@ -5,7 +5,6 @@
 #pragma once
 
 #include "decode_load.cuh"
-#include "mbarrier.cuh"
 #include "overlap.cuh"
 
 namespace decode {
@@ -14,12 +13,13 @@ namespace decode {
 // and 2t + 1 of 8.
 template <int N> using Sums = float[2][N][4];
 
-// Addresses of a warp's fragments in a slot. A slot's k is cut into pieces of 32, a warp each.
+// Addresses of a warp's fragments in a slot: of 32 outputs or 16, and of 64 along k.
 template <bool ACROSS> struct Fragments {
-  // Of 16 outputs each, for the first 16 of 32 k.
+  // Of 16 outputs each, for the first 16 of k.
   uint32_t weights[2];
-  // From those to the other 16, where they lie across.
+  // From those to the next 16, where they lie across.
   uint32_t next_k;
+  // Of 8 rows, for the first 32 of k.
   uint32_t tokens;
   uint32_t token_step;
 
@@ -27,73 +27,78 @@ template <bool ACROSS> struct Fragments {
   __device__ Fragments(int shift, bool halves) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int warps = 4 >> shift, m = warp % warps, piece = warp / warps;
-    const int bytes = 128 << shift;
+    const int bytes = DECODE_TOKEN << shift;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int sixteen = 2 * m + i;
       if constexpr (ACROSS) {
         const int second = lane / 8 % 2;
         const int unit = halves ? sixteen / 4 * 8 + second * 4 + sixteen % 4 : 2 * sixteen + second;
-        weights[i] = swizzled(32 * piece + lane / 16 * 8 + lane % 8, unit, 256 >> shift);
+        weights[i] = swizzled(64 * piece + lane / 16 * 8 + lane % 8, unit, 256 >> shift);
       } else {
-        weights[i] = swizzled(16 * sixteen + lane % 16, 4 * piece + lane / 16, bytes);
+        weights[i] = piece * HALF + swizzled(16 * sixteen + lane % 16, lane / 16, LINE);
       }
     }
     next_k = 16 * (256 >> shift);
-    tokens = DECODE_WEIGHTS + swizzled(lane % 8, 4 * piece + lane / 8, bytes);
+    tokens = DECODE_WEIGHTS + swizzled(lane % 8, 8 * piece + lane / 8, bytes);
     token_step = 8 * bytes;
   }
 
   // The products with the first 8 * N rows.
   template <class T, int N, int MOST> __device__ void multiply(Sums<MOST> &sums, uint32_t slot) const {
-    uint32_t a[2][2][4];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        if constexpr (ACROSS) {
-          ldmatrix_transposed(a[i][h], slot + weights[i] + h * next_k);
-        } else {
-          ldmatrix(a[i][h], slot + (weights[i] ^ (h * 2 * UNIT)));
-        }
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < N; ++j) {
-      uint32_t b[4];
-      ldmatrix(b, slot + tokens + j * token_step);
-      const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+    for (int half = 0; half < 2; ++half) {
+      uint32_t a[2][2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        mma(sums[i][j], a[i][0], first, T{});
-        mma(sums[i][j], a[i][1], second, T{});
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if constexpr (ACROSS) {
+            ldmatrix_transposed(a[i][h], slot + weights[i] + (2 * half + h) * next_k);
+          } else {
+            ldmatrix(a[i][h], slot + (weights[i] ^ ((2 * half + h) * 2 * UNIT)));
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        uint32_t b[4];
+        ldmatrix(b, slot + (tokens ^ (half * 4 * UNIT)) + j * token_step);
+        const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          mma(sums[i][j], a[i][0], first, T{});
+          mma(sums[i][j], a[i][1], second, T{});
+        }
       }
     }
   }
 };
 
-// The sums of a tile over the pieces of k, 16 rows at a time, in a slot: rows [outputs and 4] of one piece, then of the
+// The sums of a tile over the pieces of k, 32 rows at a time, in a slot: rows [outputs and 4] of one piece, then of the
 // next.
 struct Exchange {
+  static constexpr int ROWS = 32;
+
   float *room;
   int outputs;
   int pieces;
 
   __device__ Exchange(uint8_t *slot, int shift)
-      : room(reinterpret_cast<float *>(slot)), outputs(128 >> shift), pieces(2 << shift) {}
+      : room(reinterpret_cast<float *>(slot)), outputs(128 >> shift), pieces(1 << shift) {}
 
   __device__ int pitch() const { return outputs + 4; }
 
-  // A warp's sums of rows 16 * round and on.
+  // A warp's sums of rows ROWS * round and on.
   template <int N> __device__ void put(const Sums<N> &sums, int round) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = outputs / 32;
-    float *const to = room + (warp / warps * 16 + lane % 4 * 2) * pitch() + warp % warps * 32 + lane / 4;
+    float *const to = room + (warp / warps * ROWS + lane % 4 * 2) * pitch() + warp % warps * 32 + lane / 4;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      if (j / 2 != round) continue;
+      if (j / 4 != round) continue;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float *const at = to + j % 2 * 8 * pitch() + 16 * i;
+        float *const at = to + j % 4 * 8 * pitch() + 16 * i;
         at[0] = sums[i][j][0];
         at[pitch()] = sums[i][j][1];
         at[8] = sums[i][j][2];
@@ -105,7 +110,7 @@ struct Exchange {
   // In the order of the pieces.
   __device__ float sum(int row, int output) const {
     float sum = 0.0f;
-    for (int piece = 0; piece < pieces; ++piece) sum += room[(piece * 16 + row) * pitch() + output];
+    for (int piece = 0; piece < pieces; ++piece) sum += room[(piece * ROWS + row) * pitch() + output];
     return sum;
   }
 };
@@ -128,11 +133,11 @@ template <class T, bool ACTIVATES, bool ACROSS> struct Epilogue {
     if constexpr (ACTIVATES) {
       float gate[1], up[1] = {0.0f}, act[1];
       if (gated) {
-        const bool alternate = ACROSS && p.block == 1;
-        const int output = alternate ? 2 * place : place / 8 * 16 + place % 8;
+        const bool alternate = p.block == 1;
+        const int output = alternate ? 2 * place : ACROSS ? place / 8 * 16 + place % 8 : place;
         const Outputs h{p};
         gate[0] = exchange.sum(row, output) + bias(h.gate_column(column));
-        up[0] = exchange.sum(row, output + (alternate ? 1 : 8)) + bias(h.up_column(column));
+        up[0] = exchange.sum(row, output + (alternate ? 1 : ACROSS ? 8 : 8 * tile.count)) + bias(h.up_column(column));
       } else {
         gate[0] = exchange.sum(row, place) + bias(column);
       }
@@ -147,23 +152,31 @@ template <class T, bool ACTIVATES, bool ACROSS> struct Epilogue {
   }
 };
 
-// The slots, and for each a barrier that completes when it is full and one when it is empty again.
+// The slots, and for each a barrier that completes when it is full and one when it is empty again. `room`: rows for
+// which a slot has room, as many as the block's run needs.
 struct Slots {
-  const DecodeParams &p;
-  uint8_t *const data;
-  const uint32_t barriers;
+  int room;
+  int count;
 
-  __device__ int bytes() const { return DECODE_WEIGHTS + DECODE_TOKEN * p.token_room; }
-  __device__ uint32_t full(int slot) const { return barriers + 16 * slot; }
-  __device__ uint32_t empty(int slot) const { return barriers + 16 * slot + 8; }
-  __device__ uint32_t address(int slot) const { return shared_address(data) + slot * bytes(); }
+  __device__ Slots(const DecodeParams &p, int rows) : room(rows) {
+    count = min(p.room / bytes(), DECODE_SLOTS);
+  }
+
+  __device__ static uint8_t *data(const DecodeParams &p) {
+    extern __shared__ __align__(1024) uint8_t shared[];
+    return shared + p.table;
+  }
+
+  __device__ static uint32_t barriers() {
+    __shared__ uint64_t barrier[2 * DECODE_SLOTS];
+    return shared_address(barrier);
+  }
+
+  __device__ int bytes() const { return DECODE_WEIGHTS + DECODE_TOKEN * room; }
+  __device__ static uint32_t full(int slot) { return barriers() + 16 * slot; }
+  __device__ static uint32_t empty(int slot) { return barriers() + 16 * slot + 8; }
+  __device__ uint32_t address(const DecodeParams &p, int slot) const { return shared_address(data(p)) + slot * bytes(); }
 };
-
-__device__ inline Slots slots_of(const DecodeParams &p) {
-  extern __shared__ __align__(128) uint8_t shared[];
-  __shared__ uint64_t barriers[2 * DECODE_SLOTS];
-  return {p, shared, shared_address(barriers)};
-}
 
 // A place in the ring of slots.
 struct Place {
@@ -177,26 +190,25 @@ struct Place {
   }
 };
 
-// Weights come first: they may be read early, and while it is looked up which rows go through them.
-template <class T, bool ACTIVATES, bool ACROSS, int N>
-__device__ inline void load(const DecodeParams &p, const Work<ACTIVATES, ACROSS> &from) {
-  const uint64_t policy = evict_first();
-  const Slots slots = slots_of(p);
-  Weights<T, ACTIVATES, ACROSS> weights;
+// Fills the slots. Two warps do, of which one may load weights alone and the other rows alone, each slot behind slot as
+// they become empty. Weights may be read early. Source: how they are copied.
+template <class T, bool ACTIVATES, bool ACROSS, int N, class Source>
+__device__ inline void load(const DecodeParams &p, Work<ACTIVATES, ACROSS> work, const Slots &slots, bool weights_too, bool rows_too) {
+  Work<ACTIVATES, ACROSS> ahead = work;
+  Source weights;
   Tile tile;
-  Work<ACTIVATES, ACROSS> work = from;
-  int shift = 0;
+  int shift = 0, issued = 0;
 #pragma unroll 1
-  for (int slot = 0, k = p.k; slot < p.slots; ++slot, k += 64 << shift) {
+  for (int k = p.k; p.early && weights_too && issued < slots.count; ++issued, k += 64 << shift) {
     if (k >= p.k) {
-      if (!work.next(p, tile)) break;
-      shift = shift_of<ACROSS>(p, tile);
+      if (!ahead.next(p, tile)) break;
+      shift = shift_of<ACROSS, N>(tile, slots.room);
       weights.begin(p, tile, shift);
       k = 0;
     }
-    weights.issue(p, slots.address(slot), k, policy);
+    weights.issue(p, slots.address(p, issued), slots.full(issued), k);
   }
-  if (p.early) {
+  if (p.early && rows_too) {
     wait_for_launch_ahead();
     let_next_launch_begin();
   }
@@ -204,25 +216,23 @@ __device__ inline void load(const DecodeParams &p, const Work<ACTIVATES, ACROSS>
   Tokens<T, N> tokens;
   Place place;
   int first = -1;
-  work = from;
 #pragma unroll 1
   for (int number = 0, k = p.k;; ++number, k += 64 << shift) {
     if (k >= p.k) {
       if (!work.next(p, tile)) break;
       const int before = shift;
-      shift = shift_of<ACROSS>(p, tile);
-      weights.begin(p, tile, shift);
-      if (tile.first != first || shift != before) tokens.begin(p, tile, shift, sources);
+      shift = shift_of<ACROSS, N>(tile, slots.room);
+      if (weights_too) weights.begin(p, tile, shift);
+      if (rows_too && (tile.first != first || shift != before)) tokens.begin(p, tile, shift, sources);
       first = tile.first;
       k = 0;
     }
-    if (number >= p.slots) {
-      mbarrier_wait(slots.empty(place.slot), place.parity ^ 1);
-      weights.issue(p, slots.address(place.slot), k, policy);
-    }
-    tokens.issue(p, slots.address(place.slot), k);
-    mbarrier_arrive_behind_copies(slots.full(place.slot));
-    place.advance(p.slots);
+    const uint32_t slot = slots.address(p, place.slot), full = slots.full(place.slot);
+    if (number >= slots.count) mbarrier_wait(slots.empty(place.slot), place.parity ^ 1);
+    if (weights_too && number >= issued) weights.issue(p, slot, full, k);
+    if (rows_too) tokens.issue(p, slot, k);
+    if (rows_too || !Source::COUNTS_BYTES) mbarrier_arrive_behind_copies(full);
+    place.advance(slots.count);
   }
   cp_async_commit();
   cp_async_wait<0>();
@@ -232,9 +242,8 @@ __device__ inline void load(const DecodeParams &p, const Work<ACTIVATES, ACROSS>
 __device__ inline void wait_for_multipliers() { asm volatile("bar.sync 1, %0;" ::"n"(DECODE_MULTIPLIERS) : "memory"); }
 
 template <class T, bool ACTIVATES, bool ACROSS, int N>
-__device__ inline void multiply(const DecodeParams &p, Work<ACTIVATES, ACROSS> work) {
+__device__ inline void multiply(const DecodeParams &p, Work<ACTIVATES, ACROSS> work, const Slots &slots) {
   const bool gated = ACTIVATES && p.formula.gated;
-  const Slots slots = slots_of(p);
   if (p.early) wait_for_launch_ahead();
   const auto release = [&](int slot) {
     __syncwarp();
@@ -244,15 +253,14 @@ __device__ inline void multiply(const DecodeParams &p, Work<ACTIVATES, ACROSS> w
   Tile tile;
 #pragma unroll 1
   while (work.next(p, tile)) {
-    const int shift = shift_of<ACROSS>(p, tile), warps = 4 >> shift, sixteens = tile.count * (ACROSS ? 4 : 1);
+    const int shift = shift_of<ACROSS, N>(tile, slots.room), warps = 4 >> shift, sixteens = tile.count * (ACROSS ? 4 : 1);
     const bool works = threadIdx.x / 32 % warps * 2 < sixteens;
     const Fragments<ACROSS> fragments(shift, gated && p.block != 1);
     Sums<N> sums = {};
-    int last = 0;
 #pragma unroll 1
-    for (int k = 0; k < p.k; k += 64 << shift) {
+    for (int left = (p.k + (64 << shift) - 1) >> (6 + shift);;) {
       mbarrier_wait(slots.full(place.slot), place.parity);
-      const uint32_t slot = slots.address(place.slot);
+      const uint32_t slot = slots.address(p, place.slot);
       if (works) {
         if (tile.tokens <= 8) {
           fragments.template multiply<T, 1, N>(sums, slot);
@@ -266,58 +274,72 @@ __device__ inline void multiply(const DecodeParams &p, Work<ACTIVATES, ACROSS> w
           fragments.template multiply<T, N, N>(sums, slot);
         }
       }
-      last = place.slot;
-      if (k + (64 << shift) < p.k) release(last);
-      place.advance(p.slots);
+      if (--left == 0) break;
+      release(place.slot);
+      place.advance(slots.count);
     }
 
     // The slot that was read last is kept for the sums.
-    const Exchange exchange(slots.data + last * slots.bytes(), shift);
+    const Exchange exchange(slots.data(p) + place.slot * slots.bytes(), shift);
     const Epilogue<T, ACTIVATES, ACROSS> epilogue{p, tile};
     const int columns = (gated ? 8 : 16) * sixteens;
-#pragma unroll 1
-    for (int round = 0; 16 * round < tile.tokens; ++round) {
+#pragma unroll
+    for (int round = 0; round < (N + 3) / 4; ++round) {
+      if (Exchange::ROWS * round >= tile.tokens) break;
       wait_for_multipliers();
       if (works) exchange.put(sums, round);
       wait_for_multipliers();
-      const int elements = min(16, tile.tokens - 16 * round) * columns;
+      const int elements = min(Exchange::ROWS, tile.tokens - Exchange::ROWS * round) * columns;
 #pragma unroll 1
       for (int i = threadIdx.x; i < elements; i += DECODE_MULTIPLIERS) {
-        epilogue.store(exchange, i % columns, i / columns, 16 * round + i / columns);
+        epilogue.store(exchange, i % columns, i / columns, Exchange::ROWS * round + i / columns);
       }
     }
-    release(last);
+    // The copy engine may write behind what was written here.
+    if (p.boxed) fence_copies();
+    release(place.slot);
+    place.advance(slots.count);
   }
 }
 
 // N: rows that go through weights at a time, in eights.
 template <class T, bool ACTIVATES, bool ACROSS, int N> __device__ inline void run(const DecodeParams &p) {
-  if (threadIdx.x < p.slots) {
-    const Slots slots = slots_of(p);
-    mbarrier_init(slots.full(threadIdx.x), DECODE_LOADERS);
-    mbarrier_init(slots.empty(threadIdx.x), DECODE_MULTIPLIERS / 32);
-  }
   if (!p.early) {
     wait_for_launch_ahead();
     let_next_launch_begin();
   }
   const Work<ACTIVATES, ACROSS> work(p);
+  const Slots slots(p, max(padded<N>(work.tokens), 16));
+  if (threadIdx.x < slots.count) {
+    mbarrier_init(slots.full(threadIdx.x), p.boxed ? 32 + 1 : DECODE_LOADERS);
+    mbarrier_init(slots.empty(threadIdx.x), DECODE_MULTIPLIERS / 32);
+    if (p.boxed) fence_barriers();
+  }
+  __syncthreads();
   if (threadIdx.x >= DECODE_MULTIPLIERS) {
-    load<T, ACTIVATES, ACROSS, N>(p, work);
+    const bool second = threadIdx.x >= DECODE_MULTIPLIERS + 32;
+    if constexpr (ACROSS) {
+      load<T, ACTIVATES, ACROSS, N, Across<T, ACTIVATES>>(p, work, slots, true, second);
+    } else if (p.boxed) {
+      load<T, ACTIVATES, ACROSS, N, Boxes<ACTIVATES>>(p, work, slots, !second, second);
+    } else {
+      load<T, ACTIVATES, ACROSS, N, Lines<T, ACTIVATES>>(p, work, slots, true, second);
+    }
   } else {
-    multiply<T, ACTIVATES, ACROSS, N>(p, work);
+    multiply<T, ACTIVATES, ACROSS, N>(p, work, slots);
   }
 }
 
 }  // namespace decode
 
-// Up to 32 rows at a time, two blocks a multiprocessor; wide: up to 64.
+// Up to 32 rows at a time; wide: up to 64. Two blocks share a multiprocessor: while a tile of one ends, the weights of the
+// other stream.
 #define DECODE_KERNELS(NAME, T, ACTIVATES, ACROSS)                                                                   \
   extern "C" __global__ void __launch_bounds__(decode::THREADS, 2)                                                   \
       decode_##NAME(const __grid_constant__ DecodeParams p) {                                                        \
     decode::run<T, ACTIVATES, ACROSS, 4>(p);                                                                         \
   }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(decode::THREADS, 1)                                                   \
+  extern "C" __global__ void __launch_bounds__(decode::THREADS, 2)                                                   \
       decode_wide_##NAME(const __grid_constant__ DecodeParams p) {                                                   \
     decode::run<T, ACTIVATES, ACROSS, 8>(p);                                                                         \
   }

@@ -5,12 +5,18 @@
 
 #include "cache.cuh"
 #include "decode_work.cuh"
-#include "mma.cuh"
+#include "hopper_ptx.cuh"
+#include "mbarrier.cuh"
 
 namespace decode {
 
 constexpr int UNIT = 16;
 constexpr int UNIT_ELEMENTS = 8;
+// Of weights that lie [outputs, k] a line has 64 elements; behind 64 outputs of the first 64 come those of the others.
+constexpr int LINE = 128;
+constexpr int HALF = DECODE_WEIGHTS / 2;
+// Of the smallest box; each size is twice the one before.
+constexpr int BOX_LINES = 8;
 
 // Copies 16 bytes, or zeros, through the L2 cache that they leave first: weights are read once.
 __device__ inline void cp_async_16_once(uint32_t to, const void *from, uint32_t valid, uint64_t policy) {
@@ -19,156 +25,258 @@ __device__ inline void cp_async_16_once(uint32_t to, const void *from, uint32_t 
                : "memory");
 }
 
+// The same of a box, whose bytes the barrier counts.
+__device__ inline void copy_box_once(uint32_t to, const TensorMap *map, uint32_t barrier, int x, int y, int z, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5}], "
+      "[%2], %6;" ::"r"(to), "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "l"(policy) : "memory");
+}
+
+// The same element by element where they are not aligned.
+template <class T, bool ALIGNED> __device__ inline void copy(uint32_t to, const uint8_t *from, bool inside, uint64_t policy) {
+  if constexpr (ALIGNED) {
+    cp_async_16_once(to, from, inside ? UNIT : 0, policy);
+  } else {
+#pragma unroll 1
+    for (int e = 0; e < UNIT_ELEMENTS; ++e) {
+      store_shared(to + sizeof(T) * e, inside ? reinterpret_cast<const uint16_t *>(from)[e] : uint16_t(0));
+    }
+    __threadfence_block();
+  }
+}
+
+// Makes initialised barriers visible to the copy engine.
+__device__ inline void fence_barriers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  hopper::barrier_init_fence();
+#endif
+}
+
+// Orders what this thread wrote into shared memory before what the copy engine will.
+__device__ inline void fence_copies() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  hopper::fence_async();
+#endif
+}
+
 // Where unit `unit` of line `line` lies, of lines of `bytes`.
 __device__ inline uint32_t swizzled(int line, int unit, int bytes) { return line * bytes + ((unit ^ (line & 7)) * UNIT); }
 
-// How a tile is cut: fewer outputs take longer pieces of k.
-template <bool ACROSS> __device__ inline int shift_of(const DecodeParams &p, const Tile &tile) {
-  const int outputs = tile.count * (ACROSS ? 64 : 16), tokens = (tile.tokens + 7) & -8;
-  return outputs <= 64 && 2 * tokens <= p.token_room;
+// How many rows are multiplied where there are so many; N: at most, in eights.
+template <int N> __device__ inline int padded(int tokens) {
+  return tokens <= 8 ? 8 : tokens <= 16 ? 16 : N == 4 || tokens <= 32 ? 32 : tokens <= 48 ? 48 : 64;
 }
 
-// The loading warps wait for each other.
-__device__ inline void wait_for_loaders() { asm volatile("bar.sync 2, %0;" ::"n"(DECODE_LOADERS) : "memory"); }
+// How a tile is cut: fewer outputs take longer pieces of k. `room`: rows for which a slot has room.
+template <bool ACROSS, int N> __device__ inline int shift_of(const Tile &tile, int room) {
+  return tile.count * (ACROSS ? 64 : 16) <= 64 && 2 * padded<N>(tile.tokens) <= room;
+}
 
-// What a loading thread copies of a tile: 16 pieces, of 16 bytes, of a slot's weights. Their addresses are sums of three
-// steps, and so are little to keep. ACROSS: weights lie [k, outputs].
-template <class T, bool ACTIVATES, bool ACROSS> struct Weights {
-  static constexpr int PIECES = DECODE_WEIGHTS / UNIT / DECODE_LOADERS;
-  static constexpr uint32_t NEXT_PIECE = UNIT * DECODE_LOADERS;
-  static_assert(PIECES == 16);
+// The outputs of a tile as rows of weights that lie [outputs, k]: one run of them, or the gate's and then the up half's.
+// So they lie in a slot, too.
+template <bool ACTIVATES> struct Runs {
+  int first[2];
+  int lines;
+  bool halves;
+  // The second is of weights of its own.
+  bool split;
 
-  // The first piece, at k; piece i is (i & 1) * step[0] + (i >> 1 & 1) * step[1] + (i >> 2) * step[2] bytes behind.
-  const uint8_t *from;
-  int64_t step[3];
-  // Pieces that there are.
-  int pieces;
-  // Where the first goes, and what that differs by for every other where pieces are four lines apart.
-  uint32_t to;
-  uint32_t flip;
-  // Elements of k before the thread's first; across, from one piece's to the next.
+  __device__ void begin(const DecodeParams &p, const Tile &tile) {
+    const bool gated = ACTIVATES && p.formula.gated;
+    halves = gated && p.block != 1;
+    split = ACTIVATES && (p.up.data != nullptr || p.up.pointers != nullptr);
+    const Outputs h{p};
+    first[0] = !halves ? 16 * tile.granule : split ? 8 * tile.granule : h.gate_column(8 * tile.granule);
+    first[1] = !halves || split ? first[0] : h.up_column(8 * tile.granule);
+    lines = halves ? 8 * tile.count : gated ? 16 * tile.count : min(16 * tile.count, p.n - 16 * tile.granule);
+  }
+};
+
+// Weights that lie [outputs, k], copied by boxes of one warp: the largest that fit, a lane each.
+template <bool ACTIVATES> struct Boxes {
+  static constexpr bool COUNTS_BYTES = true;
+
+  const TensorMap *map;
+  int row;
+  int group;
   int k_own;
-  int k_step;
-  bool aligned;
+  uint32_t to;
+  uint32_t bytes;
+  bool copies;
+  uint64_t policy = evict_first();
 
   __device__ void begin(const DecodeParams &p, const Tile &tile, int shift) {
-    const int thread = threadIdx.x - DECODE_MULTIPLIERS;
-    const int units = ACROSS ? 16 >> shift : 8 << shift, unit = thread % units, line = thread / units;
-    const int lines = DECODE_LOADERS / units;
-    const T *const weight = group_data<T>(p.weight, tile.group);
-    const bool split = p.up.data != nullptr || p.up.pointers != nullptr;
-    const T *const up = split ? group_data<T>(p.up, tile.group) : weight;
-    const bool gated = ACTIVATES && p.formula.gated, halves = gated && !(ACROSS && p.block == 1);
-    aligned = (reinterpret_cast<uint64_t>(weight) | reinterpret_cast<uint64_t>(up)) % UNIT == 0;
-    to = swizzled(line, unit, units * UNIT);
-    flip = lines == 4 ? 4 * UNIT : 0;
-    const Outputs h{p};
-    const int64_t pitch = p.weight.pitch;
-    if constexpr (ACROSS) {
-      // Of the 64 outputs of a granule the first 32 are the gate's, or both alternate.
-      const bool is_up = halves && unit % 8 >= 4;
-      const int column = (halves ? 32 : 64) * (tile.granule + unit / 8) + unit % (halves ? 4 : 8) * UNIT_ELEMENTS;
-      const int columns = gated && !halves ? 2 * p.n : p.n;
-      const int at = !halves || split ? column : is_up ? h.up_column(column) : h.gate_column(column);
-      pieces = unit < 8 * tile.count && column < columns ? PIECES : 0;
-      from = reinterpret_cast<const uint8_t *>((is_up ? up : weight) + (line * pitch + at));
-      step[0] = lines * pitch * sizeof(T);
-      step[1] = 2 * step[0];
-      step[2] = 4 * step[0];
-      k_own = line;
-      k_step = lines;
-    } else {
-      k_own = unit * UNIT_ELEMENTS;
-      k_step = 0;
-      if (halves) {
-        // Of 16 lines the first 8 are the gate's; the 8 columns behind are of the same block.
-        const int column = 8 * tile.granule + line;
-        const int gate = split ? column : h.gate_column(column);
-        from = reinterpret_cast<const uint8_t *>(weight + (gate * pitch + k_own));
-        const T *const other = up + ((split ? column : h.up_column(column)) * (split ? p.up.pitch : pitch) + k_own);
-        const int64_t to_up = reinterpret_cast<const uint8_t *>(other) - from;
-        const int64_t columns = (p.block == 1 ? 16 : 8) * pitch * sizeof(T);
-        step[0] = shift == 0 ? to_up : columns / 2;
-        step[1] = shift == 0 ? columns : to_up;
-        step[2] = shift == 0 ? 2 * columns : columns;
-        pieces = (2 << shift) * tile.count;
-      } else {
-        from = reinterpret_cast<const uint8_t *>(weight + ((16 * tile.granule + line) * pitch + k_own));
-        step[0] = lines * pitch * sizeof(T);
-        step[1] = 2 * step[0];
-        step[2] = 4 * step[0];
-        pieces = min(16 * tile.count, p.n - 16 * tile.granule) / lines;
-      }
+    Runs<ACTIVATES> runs;
+    runs.begin(p, tile);
+    const int eights = runs.lines / BOX_LINES, boxes = (eights >> 3) + __popc(eights & 7);
+    const int lane = threadIdx.x % 32, part = lane / boxes, run = part & runs.halves, half = part >> runs.halves;
+    int place = 0, size = 0;
+    for (int ahead = lane - part * boxes, left = eights;; --ahead) {
+      size = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
+      if (ahead == 0) break;
+      place += 1 << size;
+      left -= 1 << size;
+    }
+    map = p.boxes[run & runs.split] + size;
+    row = (run == 0 ? runs.first[0] : runs.first[1]) + place * BOX_LINES;
+    group = tile.group;
+    k_own = 64 * half;
+    to = half * HALF + (run * runs.lines + place * BOX_LINES) * LINE;
+    bytes = runs.lines * LINE << (shift + runs.halves);
+    copies = half <= shift;
+  }
+
+  __device__ void issue(const DecodeParams &, uint32_t slot, uint32_t full, int k) const {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if (threadIdx.x % 32 == 0) hopper::barrier_expect(full, bytes);
+    __syncwarp();
+    if (copies) copy_box_once(slot + to, map, full, k + k_own, row, group, policy);
+#endif
+  }
+};
+
+// The same by 16 bytes.
+template <class T, bool ACTIVATES> struct Lines {
+  static constexpr bool COUNTS_BYTES = false;
+
+  Runs<ACTIVATES> runs;
+  // The thread's first piece of each run, and from one to the next, eight lines behind.
+  const uint8_t *from[2];
+  int64_t step[2];
+  int shift;
+  bool aligned;
+  uint64_t policy = evict_first();
+
+  __device__ void begin(const DecodeParams &p, const Tile &tile, int cut) {
+    runs.begin(p, tile);
+    shift = cut;
+    const int thread = threadIdx.x % DECODE_LOADERS;
+    aligned = true;
+#pragma unroll
+    for (int run = 0; run < 2; ++run) {
+      const bool own = run == 1 && runs.split;
+      const T *const weight = group_data<T>(own ? p.up : p.weight, tile.group);
+      const int64_t pitch = own ? p.up.pitch : p.weight.pitch;
+      aligned &= reinterpret_cast<uint64_t>(weight) % UNIT == 0;
+      from[run] = reinterpret_cast<const uint8_t *>(weight + (runs.first[run] + thread / 8) * pitch + thread % 8 * UNIT_ELEMENTS);
+      step[run] = 8 * pitch * sizeof(T);
     }
   }
 
-  // Copies what a slot takes from k on.
-  __device__ void issue(const DecodeParams &p, uint32_t slot, int k, uint64_t policy) const {
-    const uint8_t *first = from + k * (ACROSS ? p.weight.pitch : 1) * int64_t(sizeof(T));
-    int line = k + k_own;
-    if (!aligned) return issue_elements(p, slot, first, line);
-    slot += to;
-#pragma unroll
-    for (int i = 0; i < PIECES; i += 4) {
-      if (i < pieces) copy(p, slot, first, line, policy);
-      if (i + 1 < pieces) copy(p, (slot ^ flip) + NEXT_PIECE, first + step[0], line + k_step, policy);
-      if (i + 2 < pieces) copy(p, slot + 2 * NEXT_PIECE, first + step[1], line + 2 * k_step, policy);
-      if (i + 3 < pieces) {
-        copy(p, (slot ^ flip) + 3 * NEXT_PIECE, first + step[1] + step[0], line + 3 * k_step, policy);
-      }
-      first += step[2];
-      slot += 4 * NEXT_PIECE;
-      line += 4 * k_step;
+  __device__ void issue(const DecodeParams &p, uint32_t slot, uint32_t, int k) const {
+    if (aligned) {
+      issue<true, 8>(p, slot, k);
+    } else {
+      issue<false, 1>(p, slot, k);
     }
   }
 
 private:
-  __device__ static void copy(const DecodeParams &p, uint32_t to, const uint8_t *from, int line, uint64_t policy) {
-    cp_async_16_once(to, from, line < p.k ? UNIT : 0, policy);
-  }
-
-  // The same element by element.
-  __device__ void issue_elements(const DecodeParams &p, uint32_t slot, const uint8_t *first, int line) const {
+  template <bool ALIGNED, int UNROLL> __device__ void issue(const DecodeParams &p, uint32_t slot, int k) const {
+    const int thread = threadIdx.x % DECODE_LOADERS, unit = thread % 8;
 #pragma unroll 1
-    for (int i = 0; i < pieces; ++i) {
-      const uint8_t *const from = first + (i & 1) * step[0] + (i >> 1 & 1) * step[1] + (i >> 2) * step[2];
-      const bool inside = line + i * k_step < p.k;
-#pragma unroll 1
-      for (int e = 0; e < UNIT_ELEMENTS; ++e) {
-        const uint16_t element = inside ? reinterpret_cast<const uint16_t *>(from)[e] : uint16_t(0);
-        store_shared(slot + (to ^ (i & 1 ? flip : 0)) + i * NEXT_PIECE + sizeof(T) * e, element);
+    for (int half = 0; half <= shift; ++half) {
+      const int at = k + 64 * half;
+      const bool inside = at + unit * UNIT_ELEMENTS < p.k;
+      uint32_t to = slot + half * HALF + swizzled(thread / 8, unit, LINE);
+#pragma unroll
+      for (int run = 0; run < (ACTIVATES ? 2 : 1); ++run) {
+        if (run > runs.halves) break;
+        const uint8_t *piece = from[run] + at * int64_t(sizeof(T));
+#pragma unroll UNROLL
+        for (int line = 0; line < runs.lines; line += 8) {
+          copy<T, ALIGNED>(to, piece, inside, policy);
+          to += 8 * LINE;
+          piece += step[run];
+        }
       }
     }
-    __threadfence_block();
   }
 };
 
-// The same of the rows that go through them. N: at a time, in eights.
+// Weights that lie [k, outputs], by 16 bytes.
+template <class T, bool ACTIVATES> struct Across {
+  static constexpr bool COUNTS_BYTES = false;
+
+  // The first piece, at k, which is line `line` of the slot and unit `unit` of that; and from one to the next.
+  const uint8_t *from;
+  int64_t step;
+  int line;
+  int unit;
+  // None for a thread whose outputs are not there.
+  int lines;
+  int shift;
+  bool aligned;
+  uint64_t policy = evict_first();
+
+  __device__ void begin(const DecodeParams &p, const Tile &tile, int cut) {
+    shift = cut;
+    const int thread = threadIdx.x % DECODE_LOADERS, units = 16 >> shift;
+    const T *const weight = group_data<T>(p.weight, tile.group);
+    const bool split = p.up.data != nullptr || p.up.pointers != nullptr;
+    const T *const up = split ? group_data<T>(p.up, tile.group) : weight;
+    const bool gated = ACTIVATES && p.formula.gated, halves = gated && p.block != 1;
+    const Outputs h{p};
+    aligned = (reinterpret_cast<uint64_t>(weight) | reinterpret_cast<uint64_t>(up)) % UNIT == 0;
+    line = thread / units;
+    unit = thread % units;
+    // Of the 64 outputs of a granule the first 32 are the gate's, or both alternate.
+    const bool is_up = halves && unit % 8 >= 4;
+    const int column = (halves ? 32 : 64) * (tile.granule + unit / 8) + unit % (halves ? 4 : 8) * UNIT_ELEMENTS;
+    const int columns = gated && !halves ? 2 * p.n : p.n;
+    const int at = !halves || split ? column : is_up ? h.up_column(column) : h.gate_column(column);
+    lines = unit < 8 * tile.count && column < columns ? 64 << shift : 0;
+    from = reinterpret_cast<const uint8_t *>((is_up ? up : weight) + (line * p.weight.pitch + at));
+    step = (4 << shift) * p.weight.pitch * sizeof(T);
+  }
+
+  __device__ void issue(const DecodeParams &p, uint32_t slot, uint32_t, int k) const {
+    if (aligned) {
+      issue<true, 8>(p, slot, k);
+    } else {
+      issue<false, 1>(p, slot, k);
+    }
+  }
+
+private:
+  template <bool ALIGNED, int UNROLL> __device__ void issue(const DecodeParams &p, uint32_t slot, int k) const {
+    const uint8_t *piece = from + k * p.weight.pitch * int64_t(sizeof(T));
+#pragma unroll UNROLL
+    for (int at = line; at < lines; at += 4 << shift, piece += step) {
+      copy<T, ALIGNED>(slot + swizzled(at, unit, 256 >> shift), piece, k + at < p.k, policy);
+    }
+  }
+};
+
+// The rows that go through them, by 16 bytes of one warp. N: at a time, in eights.
 template <class T, int N> struct Tokens {
-  static constexpr int PIECES = N * 8 * DECODE_TOKEN / UNIT / DECODE_LOADERS;
-  static constexpr uint32_t NEXT_PIECE = UNIT * DECODE_LOADERS;
+  static constexpr int PIECES = N * 8 * DECODE_TOKEN / UNIT / 32;
+  static constexpr uint32_t NEXT_PIECE = UNIT * 32;
 
   const uint8_t *from[PIECES];
   uint32_t to;
+  // From a piece to the next, which is 4 lines behind or 2, by the parity of its number and of half of it.
   uint32_t flip;
-  // A bit each: rows that there are, and those that are not zeros.
+  // Pieces that some lane has; a bit each: the lane's that there are, and those that are not zeros.
+  int pieces;
   unsigned here;
   unsigned values;
   int k_own;
 
   // All loading threads call together.
   __device__ void begin(const DecodeParams &p, const Tile &tile, int shift, int sources) {
-    __shared__ int source_of[DECODE_LOADERS];
-    const int thread = threadIdx.x - DECODE_MULTIPLIERS;
-    const int units = 8 << shift, unit = thread % units, line = thread / units, lines = DECODE_LOADERS / units;
-    wait_for_loaders();
-    if (thread < tile.tokens) {
-      source_of[thread] = static_cast<int>(source_row(p.gather, sources, tile.first + thread, p.report));
+    __shared__ int source_of[8 * N];
+    const int lane = threadIdx.x % 32;
+    const int units = 8 << shift, unit = lane % units, line = lane / units, lines = 32 / units;
+    __syncwarp();
+    for (int row = lane; row < tile.tokens; row += 32) {
+      source_of[row] = static_cast<int>(source_row(p.gather, sources, tile.first + row, p.report));
     }
-    wait_for_loaders();
+    __syncwarp();
     to = DECODE_WEIGHTS + swizzled(line, unit, units * UNIT);
-    flip = lines == 4 ? 4 * UNIT : 0;
+    flip = shift == 0 ? 4 * UNIT : 2 * UNIT;
     k_own = unit * UNIT_ELEMENTS;
+    pieces = (tile.tokens + lines - 1) / lines;
     here = values = 0;
 #pragma unroll
     for (int i = 0; i < PIECES; ++i) {
@@ -185,11 +293,14 @@ template <class T, int N> struct Tokens {
 
   __device__ void issue(const DecodeParams &p, uint32_t slot, int k) const {
     const bool inside = k + k_own < p.k;
+    const int64_t along = k * int64_t(sizeof(T));
+    const uint32_t upper = flip == 4 * UNIT ? 0 : 4 * UNIT;
 #pragma unroll
     for (int i = 0; i < PIECES; ++i) {
+      if (i >= pieces) break;
       if ((here >> i & 1) == 0) continue;
-      const uint32_t at = slot + (i % 2 == 0 ? to : to ^ flip) + i * NEXT_PIECE;
-      cp_async_16(at, from[i] + k * int64_t(sizeof(T)), inside && (values >> i & 1) ? UNIT : 0);
+      const uint32_t line = (i & 1 ? flip : 0) ^ (i & 2 ? upper : 0);
+      cp_async_16((slot + i * NEXT_PIECE) + (to ^ line), from[i] + along, inside && (values >> i & 1) ? UNIT : 0);
     }
   }
 };

@@ -29,27 +29,6 @@ struct Tile {
   int count;
 };
 
-// `combine` over the values of the threads up to this one, and of those before it; `all`: of the block. 0 is neutral.
-template <class Value, class Combine>
-__device__ inline void scan(Value value, Value &upto, Value &before, Value &all, Value *room, const Combine &combine) {
-  upto = value;
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const Value below = __shfl_up_sync(WARP, upto, distance);
-    if (threadIdx.x % 32 >= distance) upto = combine(upto, below);
-  }
-  before = __shfl_up_sync(WARP, upto, 1);
-  if (threadIdx.x % 32 == 0) before = 0;
-  if (threadIdx.x % 32 == 31) room[threadIdx.x / 32] = upto;
-  __syncthreads();
-  all = 0;
-#pragma unroll
-  for (int warp = 0; warp < WARPS; ++warp) {
-    if (warp == threadIdx.x / 32) upto = combine(upto, all), before = combine(before, all);
-    all = combine(all, room[warp]);
-  }
-}
-
 __device__ inline bool is_present(const Grouped &weight, int group) {
   return weight.pointers == nullptr || weight.pointers[group] != nullptr;
 }
@@ -68,6 +47,8 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
   int entry = 0;
   int item;
   int end;
+  // The most rows that go through weights at a time in this run.
+  int tokens = 0;
 
   // Columns of c that a granule makes.
   __device__ static int columns(const DecodeParams &p) { return ACTIVATES && p.formula.gated ? OUTPUTS / 2 : OUTPUTS; }
@@ -75,76 +56,49 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
   // Of a group and the rows that go through its weights at a time.
   __device__ static int granules(const DecodeParams &p) { return (p.n + columns(p) - 1) / columns(p); }
 
-  // Behind the slots.
-  __device__ static Entry *table(const DecodeParams &p) {
-    extern __shared__ __align__(128) uint8_t shared[];
-    return reinterpret_cast<Entry *>(shared + p.slots * (DECODE_WEIGHTS + DECODE_TOKEN * p.token_room));
+  // Before the slots.
+  __device__ static Entry *table() {
+    extern __shared__ __align__(1024) uint8_t shared[];
+    return reinterpret_cast<Entry *>(shared);
   }
 
-  // Reads the groups, clamps and reports as groups.cuh does. All threads of the block call together.
+  // How often a group's weights are read for so many rows.
+  __device__ static int passes(const DecodeParams &p, int rows) { return (rows + p.tokens - 1) / p.tokens; }
+
+  // Reads the groups. All threads of the block call together.
   __device__ explicit Work(const DecodeParams &p) {
-    Entry *const entries = table(p);
-    const int of_pass = granules(p);
-    __shared__ int highest_of_warp[WARPS];
-    __shared__ int64_t items_of_warp[WARPS];
-    __shared__ int first_entry;
-    const int rows_max = static_cast<int>(p.groups.rows_max), groups = static_cast<int>(p.groups.count);
-    int reached = clamped(p.groups.offsets[0], 0, rows_max, 0, p.report);
-    int total = 0, used = 0;
-    for (int next = 0; next < groups; next += THREADS) {
-      const int group = next + threadIdx.x;
-      const bool here = group < groups;
-      const int64_t offset = here ? p.groups.offsets[group + 1] : 0;
-      const int64_t size = here && p.groups.sizes != nullptr ? p.groups.sizes[group] : 0;
-      const bool present = here && is_present(p.weight, group) && is_present(p.up, group);
-      // Where the next group begins is raised to where this one does, and lowered to the rows there are.
-      const int within = static_cast<int>(min(max(offset, int64_t(0)), int64_t(rows_max)));
-      int behind, begin, highest;
-      scan(within, behind, begin, highest, highest_of_warp, [](int a, int b) { return max(a, b); });
-      behind = max(behind, reached);
-      begin = max(begin, reached);
-      if (here) clamped(offset, begin, rows_max, group + 1, p.report);
-      int rows = behind - begin;
-      if (here && p.groups.sizes != nullptr) {
-        if (size < 0 || size > rows) record_fault(p.report, MOE_FAULT_GROUP_SIZE, group, size);
-        rows = static_cast<int>(min(max(size, int64_t(0)), int64_t(rows)));
-      }
-      // Granules, and above them entries.
-      const bool has_work = present && rows > 0;
-      const int64_t own = has_work ? int64_t(1) << 32 | (rows + p.tokens - 1) / p.tokens * of_pass : 0;
-      int64_t upto, before, all;
-      scan(own, upto, before, all, items_of_warp, [](int64_t a, int64_t b) { return a + b; });
-      if (has_work) {
-        entries[used + static_cast<int>(before >> 32)] = {total + static_cast<int>(upto), group, begin, rows};
-      }
-      reached = max(reached, highest);
-      total += static_cast<int>(all);
-      used += static_cast<int>(all >> 32);
-    }
+    const Entry *const entries = table();
+    __shared__ int first_entry, most;
+    if (threadIdx.x == 0) most = 0;
+    int total, used;
+    if (!list(p, total, used)) list_clamped(p, total, used);
     item = static_cast<int>(int64_t(total) * blockIdx.x / gridDim.x);
     end = static_cast<int>(int64_t(total) * (blockIdx.x + 1) / gridDim.x);
     __syncthreads();
     for (int i = threadIdx.x; i < used; i += THREADS) {
-      if (item < entries[i].upto && (i == 0 || entries[i - 1].upto <= item)) first_entry = i;
+      const int from = i == 0 ? 0 : entries[i - 1].upto, rows = entries[i].rows, count = passes(p, rows);
+      if (item < entries[i].upto && from <= item) first_entry = i;
+      if (item < entries[i].upto && from < end) atomicMax(&most, (rows + count - 1) / count);
     }
     __syncthreads();
     if (item < end) entry = first_entry;
+    tokens = most;
   }
 
   // The next tile; false behind the last. What is left of a pass over a group is cut evenly.
   __device__ bool next(const DecodeParams &p, Tile &tile) {
     if (item >= end) return false;
-    const Entry *const entries = table(p);
+    const Entry *const entries = table();
     Entry from = entries[entry];
     if (from.upto <= item) from = entries[++entry];
     const int of_pass = granules(p);
-    const int passes = (from.rows + p.tokens - 1) / p.tokens;
-    const int place = item - (from.upto - passes * of_pass);
+    const int count = passes(p, from.rows);
+    const int place = item - (from.upto - count * of_pass);
     const int pass = place / of_pass;
-    const int first = from.rows * pass / passes;
+    const int first = from.rows * pass / count;
     tile.group = from.group;
     tile.first = from.begin + first;
-    tile.tokens = from.rows * (pass + 1) / passes - first;
+    tile.tokens = from.rows * (pass + 1) / count - first;
     tile.granule = place - pass * of_pass;
     int left = min(of_pass - tile.granule, end - item);
     // Columns of one block of a gate follow each other, and so do those of its up half.
@@ -153,6 +107,83 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
     tile.count = (left + tiles - 1) / tiles;
     item += tile.count;
     return true;
+  }
+
+private:
+  // Of some groups: their granules, and how many have rows; -1: something of them cannot be.
+  struct Part {
+    int granules;
+    int listed;
+  };
+
+  // Lists the groups that have rows, with granules and entries before them; false: some offset or size cannot be.
+  __device__ static bool list(const DecodeParams &p, int &total, int &used) {
+    Entry *const entries = table();
+    const int of_pass = granules(p), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    __shared__ Part of_warp[2][WARPS];
+    const int64_t rows_max = p.groups.rows_max;
+    const int groups = static_cast<int>(p.groups.count);
+    total = used = 0;
+    for (int next = 0, turn = 0; next < groups; next += THREADS, turn ^= 1) {
+      const int group = next + threadIdx.x;
+      const bool here = group < groups;
+      const int64_t begin = here ? p.groups.offsets[group] : 0, behind = here ? p.groups.offsets[group + 1] : 0;
+      const int64_t size = here && p.groups.sizes != nullptr ? p.groups.sizes[group] : behind - begin;
+      const bool present = here && is_present(p.weight, group) && is_present(p.up, group);
+      const bool sound = begin >= 0 && begin <= behind && behind <= rows_max && size >= 0 && size <= behind - begin;
+      const int rows = sound && present ? static_cast<int>(size) : 0, own = passes(p, rows) * of_pass;
+      const unsigned listed = __ballot_sync(WARP, rows > 0);
+      int upto = own;
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const int below = __shfl_up_sync(WARP, upto, distance);
+        if (lane >= distance) upto += below;
+      }
+      const bool all_sound = __ballot_sync(WARP, sound) == WARP;
+      if (lane == 31) of_warp[turn][warp] = {upto, all_sound ? __popc(listed) : -1};
+      __syncthreads();
+      bool faulty = false;
+      int place = used + __popc(listed & ((1u << lane) - 1));
+      upto += total;
+#pragma unroll
+      for (int other = 0; other < WARPS; ++other) {
+        const Part part = of_warp[turn][other];
+        if (other < warp) upto += part.granules, place += part.listed;
+        total += part.granules;
+        used += part.listed;
+        faulty |= part.listed < 0;
+      }
+      if (faulty) return false;
+      if (rows > 0) entries[place] = {upto, group, static_cast<int>(begin), rows};
+    }
+    return true;
+  }
+
+  // The same where something has to be clamped and reported, as groups.cuh does: by one thread.
+  __device__ static void list_clamped(const DecodeParams &p, int &total, int &used) {
+    __shared__ Part sums;
+    if (threadIdx.x == 0) {
+      const int rows_max = static_cast<int>(p.groups.rows_max), groups = static_cast<int>(p.groups.count);
+      int begin = clamped(p.groups.offsets[0], 0, rows_max, 0, p.report);
+      sums = {0, 0};
+      for (int group = 0; group < groups; ++group) {
+        const int behind = clamped(p.groups.offsets[group + 1], begin, rows_max, group + 1, p.report);
+        int rows = behind - begin;
+        if (p.groups.sizes != nullptr) {
+          const int64_t size = p.groups.sizes[group];
+          if (size < 0 || size > rows) record_fault(p.report, MOE_FAULT_GROUP_SIZE, group, size);
+          rows = static_cast<int>(min(max(size, int64_t(0)), int64_t(rows)));
+        }
+        if (rows > 0 && is_present(p.weight, group) && is_present(p.up, group)) {
+          sums.granules += passes(p, rows) * granules(p);
+          table()[sums.listed++] = {sums.granules, group, begin, rows};
+        }
+        begin = behind;
+      }
+    }
+    __syncthreads();
+    total = sums.granules;
+    used = sums.listed;
   }
 };
 

@@ -6,7 +6,7 @@
 #include "types.h"
 
 /// Threads of a block: warps that multiply, and behind them warps that load.
-constexpr static const int32_t DECODE_MULTIPLIERS = 256;
+constexpr static const int32_t DECODE_MULTIPLIERS = 128;
 
 constexpr static const int32_t DECODE_LOADERS = 64;
 
@@ -15,11 +15,17 @@ constexpr static const int32_t DECODE_WEIGHTS = 16384;
 
 constexpr static const int32_t DECODE_TOKEN = 128;
 
+/// Sizes of boxes.
+constexpr static const uintptr_t DECODE_BOXES = 4;
+
 /// The most slots.
 constexpr static const int32_t DECODE_SLOTS = 10;
 
 /// c[r] = alpha * a[r] * op(w_g)^T + bias[g] (+ beta * c[r]), or weight[r] * act of such a sum.
 struct DecodeParams {
+  /// Of `weight` and of `up`, where `boxed`: boxes of 8 rows, of 16, 32 and 64.
+  TensorMap boxes[2][DECODE_BOXES];
+  bool boxed;
   Groups groups;
   Matrix a;
   /// Index data is NULL where rows are taken as they are.
@@ -46,11 +52,11 @@ struct DecodeParams {
   bool up_first;
   /// Weights and groups are older than the launch before this one: they may be read while that still runs.
   bool early;
-  /// Slots of the pipeline.
-  int32_t slots;
-  /// The most rows that go through weights at a time, and for how many of them a slot has room.
+  /// The most rows that go through weights at a time.
   int32_t tokens;
-  int32_t token_room;
+  /// Bytes of shared memory: of the table of groups, and of the slots behind it.
+  int32_t table;
+  int32_t room;
   moe_device_report_t *report;
 };
 

@@ -1,6 +1,8 @@
 //! Few rows through many weights on CUDA: products that are bound by reading the weights, each of them once.
 
 use super::activation::Formula;
+use super::grouped_gemm::hopper::is_hopper;
+use super::grouped_gemm::tensor_map::{Boxes, TensorMap};
 use super::{Launch, Launcher};
 use crate::abi::types::*;
 use crate::check::OutputMode;
@@ -13,11 +15,13 @@ use crate::ops::grouped_gemm::{Linear, WeightLayout};
 use crate::tensor::{Grouped, Matrix};
 
 /// Threads of a block: warps that multiply, and behind them warps that load.
-pub const DECODE_MULTIPLIERS: i32 = 256;
+pub const DECODE_MULTIPLIERS: i32 = 128;
 pub const DECODE_LOADERS: i32 = 64;
 /// Bytes of weights that a slot of the pipeline holds; of a token's row as many as DECODE_TOKEN at least.
 pub const DECODE_WEIGHTS: i32 = 16384;
 pub const DECODE_TOKEN: i32 = 128;
+/// Sizes of boxes.
+pub const DECODE_BOXES: usize = 4;
 /// The most slots.
 pub const DECODE_SLOTS: i32 = 10;
 
@@ -25,6 +29,9 @@ pub const DECODE_SLOTS: i32 = 10;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct DecodeParams {
+    /// Of `weight` and of `up`, where `boxed`: boxes of 8 rows, of 16, 32 and 64.
+    pub boxes: [[TensorMap; DECODE_BOXES]; 2],
+    pub boxed: bool,
     pub groups: Groups,
     pub a: Matrix,
     /// Index data is NULL where rows are taken as they are.
@@ -51,11 +58,11 @@ pub struct DecodeParams {
     pub up_first: bool,
     /// Weights and groups are older than the launch before this one: they may be read while that still runs.
     pub early: bool,
-    /// Slots of the pipeline.
-    pub slots: i32,
-    /// The most rows that go through weights at a time, and for how many of them a slot has room.
+    /// The most rows that go through weights at a time.
     pub tokens: i32,
-    pub token_room: i32,
+    /// Bytes of shared memory: of the table of groups, and of the slots behind it.
+    pub table: i32,
+    pub room: i32,
     pub report: *mut moe_device_report_t,
 }
 
@@ -66,6 +73,15 @@ const MAX_ROWS: i64 = 4096;
 const MAX_WIDTH: i64 = 1 << 20;
 /// The most rows a group, on average, for which reading weights is all that counts.
 const ROWS_A_GROUP: i64 = 32;
+
+/// Bytes of shared memory that kernels have besides, at most.
+const STATIC: i32 = 1024;
+
+/// Blocks that share a multiprocessor: while a tile of one ends, the weights of the other stream.
+const BLOCKS: u32 = 2;
+
+/// Rows of the smallest box.
+const BOX_ROWS: u32 = 8;
 
 /// Kernels for more rows at a time are wide.
 const WIDE: i32 = 32;
@@ -130,7 +146,8 @@ pub fn linear(launcher: &Launcher, p: &Linear, early: bool) -> Result<bool> {
         early,
         ..params(launcher, &p.groups, &p.a, p.gather, p.b, p.k)
     };
-    launch(launcher, names, params).map(|()| true)
+    let rows = (p.layout == WeightLayout::OutIn).then_some(p.n);
+    launch(launcher, names, params, rows).map(|()| true)
 }
 
 /// The same for a product and its activation.
@@ -157,7 +174,8 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate) -> Result<bool> 
         up_first: p.shape.activation.up_first,
         ..params(launcher, &p.groups, &p.input.x, p.input.gather, p.fc1.w1, p.shape.hidden)
     };
-    launch(launcher, names, params).map(|()| true)
+    let rows = if gated && p.fc1.up.is_none() { 2 * ffn } else { ffn };
+    launch(launcher, names, params, (layout == WeightLayout::OutIn).then_some(rows)).map(|()| true)
 }
 
 /// What both have, and how the pipeline is laid out: by sizes alone.
@@ -173,13 +191,13 @@ fn params(
     let usual = (4 * groups.rows_max / groups.count.max(1)).max(1) as u64;
     let bound = gather.map_or(groups.rows_max, |gather| gather.rows.bound.max(1)) as u64;
     let tokens = usual.next_power_of_two().min(bound.next_power_of_two()).clamp(8, 64) as i32;
-    let token_room = tokens.max(16);
-    let slot = DECODE_WEIGHTS + DECODE_TOKEN * token_room;
-    // Two blocks share a multiprocessor, so that a launch begins to read weights while the one ahead ends; wide ones
-    // have it for themselves.
-    let shared = launcher.device.shared_memory / if tokens > WIDE { 1 } else { 2 };
-    let room = shared.max(4 * slot) - table(groups) as i32 - 1024;
+    let table = (16 * groups.count.min(groups.rows_max) + 1023) as i32 & -1024;
+    let slot = DECODE_WEIGHTS + DECODE_TOKEN * tokens.max(16);
+    // Of a multiprocessor, of which the system takes 1 KiB for each block.
+    let shared = (launcher.device.shared_memory + 1024) / BLOCKS as i32 - 1024;
     DecodeParams {
+        boxes: [[TensorMap { words: [0; 16] }; DECODE_BOXES]; 2],
+        boxed: false,
         groups: *groups,
         a: *a,
         gather: gather.unwrap_or(Gather::ABSENT),
@@ -197,29 +215,58 @@ fn params(
         block: 0,
         up_first: false,
         early: false,
-        slots: (room / slot).clamp(3, DECODE_SLOTS),
         tokens,
-        token_room,
+        table,
+        room: (shared - table - STATIC).clamp(3 * slot, DECODE_SLOTS * slot),
         report: launcher.report,
     }
 }
 
-/// Bytes of the table of groups.
-fn table(groups: &Groups) -> i64 {
-    16 * groups.count.min(groups.rows_max)
-}
-
-fn launch(launcher: &Launcher, names: Names, params: DecodeParams) -> Result<()> {
-    let slot = DECODE_WEIGHTS + DECODE_TOKEN * params.token_room;
-    let grid = if params.groups.rows_max == 0 { 0 } else { launcher.device.multiprocessors as u32 };
+fn launch(launcher: &Launcher, names: Names, mut params: DecodeParams, rows: Option<i64>) -> Result<()> {
     let kernels = if params.a.dtype == Dtype::Fp16 { names.fp16 } else { names.bf16 };
+    let blocks = if params.groups.rows_max == 0 { 0 } else { BLOCKS * launcher.device.multiprocessors as u32 };
+    if let (Some(rows), true) = (rows, blocks > 0) {
+        box_weights(launcher, &mut params, rows)?;
+    }
     let launch = Launch {
         kernel: kernels[usize::from(params.tokens > WIDE)],
-        grid: [grid, 1, 1],
+        grid: [blocks, 1, 1],
         block: (DECODE_MULTIPLIERS + DECODE_LOADERS) as u32,
-        shared: (params.slots * slot) as u32 + table(&params.groups) as u32,
+        shared: (params.table + params.room) as u32,
         overlap: true,
         ..Default::default()
     };
     launcher.launch(&launch, &params)
+}
+
+/// Has Hopper's copy engine fetch weights [E, rows, k], if they are stacked.
+fn box_weights(launcher: &Launcher, params: &mut DecodeParams, rows: i64) -> Result<()> {
+    let boxes = |weight: &Grouped, box_rows: u32| Boxes {
+        dtype: weight.dtype,
+        data: weight.data.wrapping_offset((weight.offset * 2) as isize),
+        groups: params.groups.count,
+        rows,
+        columns: params.k.into(),
+        pitch: weight.pitch,
+        group_stride: weight.group_stride,
+        box_rows,
+        grouped: true,
+    };
+    let weights = [params.weight, params.up].map(|weight| (!weight.data.is_null()).then_some(weight));
+    let by_pointers = !params.weight.pointers.is_null() || !params.up.pointers.is_null();
+    if !is_hopper(launcher.device)
+        || by_pointers
+        || !weights.iter().flatten().all(|weight| boxes(weight, BOX_ROWS).fits())
+    {
+        return Ok(());
+    }
+    let mut maps = params.boxes;
+    for (maps, weight) in maps.iter_mut().zip(weights.iter().flatten()) {
+        for (size, map) in maps.iter_mut().enumerate() {
+            *map = boxes(weight, BOX_ROWS << size).map(launcher)?;
+        }
+    }
+    params.boxes = maps;
+    params.boxed = true;
+    Ok(())
 }

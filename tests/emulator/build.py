@@ -35,6 +35,7 @@ REWRITES = [
     # Assembler that only holds the optimiser back, then what remains of it outside the shelves of instructions.
     (r'asm volatile\("" [^;]*\);', ";"),
     (r'asm volatile\("ld\.global\.L1::no_allocate[\s\S]*?\);', "memcpy(bits, reinterpret_cast<const uint32_t *>(data) + word, 16);"),
+    (r'asm volatile\(\s*"cp\.async\.bulk\.tensor\.3d[^;]*?L2::cache_hint[\s\S]*?\);', "hopper::copy_box(to, map, barrier, x, y, z);"),
     (r'asm volatile\("cp\.async\.cg\.shared\.global\.L2::cache_hint[\s\S]*?\);', "cp_async_16(to, from, valid);"),
     (r'asm volatile\("bar\.sync (\d), %0;" ::"n"\((\w+)\) : "memory"\);', r"emulator::wait_named(\1, \2);"),
     (r'asm\("ex2\.approx[^;]*;[^;]*;', "result = exp2f(x);"),

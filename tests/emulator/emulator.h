@@ -62,6 +62,8 @@ struct Block {
   std::vector<Fiber> fibers;
   uint3 index;
   std::vector<char> shared;
+  // Bytes of it that the launch asked for.
+  unsigned dynamic;
   // Rounds that each warp sleeps yet.
   std::vector<int> asleep;
 
@@ -90,7 +92,9 @@ inline unsigned rank() { return current->block - running->data(); }
 
 inline char *at(uint32_t address) {
   if (address >> 31) return (char *)statics[address >> 12 & 0x7ffff] + (address & 4095);
-  return (*running)[address >> 24].base() + (address & 0xffffff);
+  Block &block = (*running)[address >> 24];
+  if ((address & 0xffffff) >= block.dynamic) fprintf(stderr, "behind the end of shared memory\n"), abort();
+  return block.base() + (address & 0xffffff);
 }
 
 inline uint32_t address(const void *pointer) {

@@ -146,6 +146,7 @@ extern "C" int emulate(const char *name, const unsigned *grid, const unsigned *t
       const unsigned n = number + i;
       b.index = {n % grid[0], n / grid[0] % grid[1], n / grid[0] / grid[1]};
       b.shared.assign(shared + 2048, char(0xa5));
+      b.dynamic = shared;
       b.fibers.resize(threads[0]);
       for (unsigned t = 0; t < threads[0]; ++t) {
         Fiber &f = b.fibers[t];

@@ -39,7 +39,7 @@ def options(rng, few):
     activation = str(rng.choice(list(reference.ACTIVATIONS)))
     gated = activation in reference.GATED
     order = str(rng.choice(list(reference.ORDERS))) if gated else "GATE_FIRST"
-    bound, experts = int(rng.choice([1, 7, 20] if few else [1, 7, 40, 200, 300])), int(rng.integers(1, 9 if few else 5))
+    bound, experts = int(rng.choice([1, 7, 40] if few else [1, 7, 40, 200, 300])), int(rng.integers(1, 9 if few else 5))
     ids = reference.ROUTINGS[str(rng.choice(list(reference.ROUTINGS)))](rng, bound, experts, int(rng.integers(1, min(experts, 2) + 1)))
     plan = reference.Plan(ids, experts, int(rng.integers(bound // 2, bound + 1)), int(rng.choice([1, 1, 4, 16])), int(rng.integers(1, 9)))
     pick = lambda: str(rng.choice(["bf16", "fp32"]))

@@ -29,7 +29,7 @@ def kernels():
     found = [match for report in reports() for match in re.findall(pattern, report)]
     if not found:
         pytest.skip("the library has no kernels for sm_80, or was built elsewhere")
-    before = lambda name: BEFORE_MAPS if name.startswith("hopper_") else BEFORE_PARAMETER
+    before = lambda name: BEFORE_MAPS if name.startswith(("hopper_", "decode_")) else BEFORE_PARAMETER
     return ",".join(f"{name}:{int(constant) - before(name)}" for name, constant in found)
 
 

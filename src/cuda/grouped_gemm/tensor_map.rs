@@ -108,7 +108,7 @@ impl Boxes {
         Ok(BoxSource { maps: room, pointers, offset, ..BoxSource::ABSENT })
     }
 
-    fn map(&self, launcher: &Launcher) -> Result<TensorMap> {
+    pub fn map(&self, launcher: &Launcher) -> Result<TensorMap> {
         let dtype = match self.dtype {
             Dtype::Fp16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             _ => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
