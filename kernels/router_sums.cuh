@@ -60,16 +60,17 @@ __device__ inline void hand_over(const RouterQuickParams &p, Sums<S::CHUNKS> &su
   __syncthreads();
   uint32_t *record = p.records + int64_t(blockIdx.x) * p.columns;
   if (p.losses.aux) {
-    for (int e = threadIdx.x; e < experts; e += blockDim.x) {
+    for (int e = threadIdx.x; e < p.padded; e += blockDim.x) {
       float sum = 0;
-      for (int w = 0; w < warps; ++w) sum += of_warps[w * experts + e];
+      for (int w = 0; w < warps && e < experts; ++w) sum += of_warps[w * experts + e];
       record[e] = __float_as_uint(sum);
     }
     record += p.padded;
   }
-  for (int e = threadIdx.x; e < experts; e += blockDim.x) {
-    record[e] = counts[e];
-    if (p.tables == 2) record[p.padded + e] = counts[experts + e];
+  for (int e = threadIdx.x; e < p.padded; e += blockDim.x) {
+    const bool exists = e < experts;
+    record[e] = exists ? counts[e] : 0;
+    if (p.tables == 2) record[p.padded + e] = exists ? counts[experts + e] : 0;
   }
   if (threadIdx.x == 0) {
     float2 sum = parts[0];
