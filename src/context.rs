@@ -105,7 +105,9 @@ impl moe_context_t {
     }
 
     #[cfg(not(feature = "cuda"))]
-    pub fn watch_pointers(&self) {}
+    pub fn watch_pointers(&self) -> Option<()> {
+        None
+    }
 
     /// Runs a CPU operation with the caller's report; under MOE_CHECK=1 a fault becomes the status.
     pub fn with_report(
