@@ -81,7 +81,9 @@ def test_experts_of_every_family(family, dtype):
                 parameter.normal_(0, parameter.shape[-1] ** -0.5 if parameter.dim() > 2 else 0.1)
         width = module.down_proj.shape[2 if module.is_transposed else 1]
         ids = torch.rand(40, 6, device=harness.device.name).topk(2).indices
-        x, weights = torch.randn(40, width, device=ids.device) * 2, torch.rand(40, 2, device=ids.device)
+        # In 16 bits far from where a clamp begins: what is rounded across it has another slope.
+        scale = 2 if dtype.itemsize > 2 else 1
+        x, weights = torch.randn(40, width, device=ids.device) * scale, torch.rand(40, 2, device=ids.device)
         dy = torch.randn_like(x)
 
         def run(implementation, dtype):
