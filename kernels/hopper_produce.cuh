@@ -1,6 +1,8 @@
 // The producer of the Hopper grouped GEMM: copies each stage of the ring, by TMA or, by index, by cp.async.
 #pragma once
 
+#include <type_traits>
+
 #include "hopper_tile.cuh"
 
 namespace hopper {
@@ -78,8 +80,8 @@ __device__ inline void produce(const Problem &problem, const Shared<Problem> &sh
   }
 }
 
-// ---- Rows that an index names. A thread copies 16 bytes of a line and of every 16th line from there on. The warps take
-// turns to issue what TMA copies: it takes a third as long as a warp's own copies, and the slowest warp sets the pace.
+// ---- Rows that an index names, by 16 bytes a copy. The warps take turns to issue what TMA copies: it takes a third as
+// long as a warp's own copies, and the slowest warp sets the pace.
 
 // Of what an index names: zeros.
 constexpr uint32_t ABSENT = 0xffffffff;
@@ -89,6 +91,8 @@ struct Entry {
   uint32_t low;
   uint32_t high;
 };
+
+template <int N> using Number = std::integral_constant<int, N>;
 
 // The thread issues what TMA copies of every fourth stage, from this one on; 4: of none.
 __device__ inline int own_turn() {
@@ -103,22 +107,11 @@ struct Gathering {
   const Matrix &source;
   moe_device_report_t *report;
   int64_t sources;
-  int line;
-  int chunk;
 
   template <class Problem>
   __device__ explicit Gathering(const Problem &problem)
       : gather(problem.gather()), source(problem.a_matrix()), report(problem.report()),
-        sources(true_count(gather.rows, report)), line(threadIdx.x / 8), chunk(threadIdx.x % 8) {}
-
-  // Where the thread writes in its first line.
-  __device__ uint32_t place() const { return line * LINE + ((chunk ^ line % 8) << 4); }
-
-  // A warp has 4 lines and every 16th from each of them on. The one that this lane looks up, for copy lane / 4 of all.
-  __device__ static int looked_up() {
-    const int lane = threadIdx.x % 32;
-    return threadIdx.x / 32 * 4 + lane % 4 + lane / 4 * 16;
-  }
+        sources(true_count(gather.rows, report)) {}
 
   __device__ Entry look_up(int place, bool exists) const {
     Entry entry = {ABSENT, ABSENT};
@@ -141,13 +134,21 @@ struct Gathering {
   }
 };
 
-// All threads of the warp group; A's lines run along the reduction, each from the row that the index names.
+// Where 16 bytes of a line lie.
+__device__ inline uint32_t place_of(int line, int chunk) { return line * LINE + ((chunk ^ line % 8) << 4); }
+
+// All threads of the warp group; A's lines run along the reduction, each from the row that the index names. A thread has
+// every 32nd line, and of each two copies that are half a line apart: an address is for both, since to make one takes as
+// long as to issue a copy. Eight neighbours, of lines four apart, write to all banks.
 template <class Problem>
 __device__ inline void gather_along(const Problem &problem, const Shared<Problem> &shared) {
+  constexpr int HALF = LINE / 2, EVERY = 32;
   const Gathering gathering(problem);
-  const int chunk = gathering.chunk;
-  const uint32_t place = gathering.place();
-  const int row = Gathering::looked_up();
+  const int lane = threadIdx.x % 32, warp_line = threadIdx.x / 32 * 8;
+  const int line = lane / 8 + lane % 8 / 4 * 4, chunk = lane % 4;
+  const uint32_t place = place_of(warp_line + line, chunk);
+  // Lane j looks up line j % 8 of the warp's of pass j / 8.
+  const int row = lane / 8 * EVERY + warp_line + lane % 8;
   const auto look_up = [&](const Tile &tile) { return gathering.look_up(tile.begin + tile.row + row, row < tile.rows); };
   const int turn = own_turn();
   Ring ring;
@@ -162,33 +163,34 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
     // What the next tile needs comes while this one is copied: copies that are under way delay what is loaded behind them.
     more = tiles.next();
     if (more) ahead = look_up(tiles.tile());
-    // Where the lines begin, and which of them exist.
-    uint32_t from[8], exist = 0;
+    // What the lines' next copies read, and which of them exist.
+    uint64_t from[4];
+    uint32_t exist = 0;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      from[i] = __shfl_sync(WARP, mine, 4 * i + threadIdx.x % 32 / 8);
-      exist |= (from[i] != ABSENT) << i;
-      if (from[i] == ABSENT) from[i] = 0;
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t begin = __shfl_sync(WARP, mine, 8 * i + line);
+      exist |= (begin != ABSENT) << i;
+      from[i] = reinterpret_cast<uint64_t>(gathering.source.data) + 16 * (uint64_t(begin != ABSENT ? begin : 0) + chunk);
     }
-    // The step's 16 bytes of a line that begins at 0.
-    uint64_t data = reinterpret_cast<uint64_t>(gathering.source.data) + 16 * chunk;
     const int steps = tile.steps();
     for (int step = 0; step < steps; ++step) {
       barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
       if (step % 4 == turn) copy_stage(problem, shared, tile, step, ring.slot);
-      const uint32_t to = shared.stage(ring.slot) + place;
-      const uint32_t copied = step * DEPTH + chunk * 8 < tile.depth ? exist : 0;
-      const auto line = [&](int i) { return reinterpret_cast<const void *>(data + uint64_t(from[i]) * 16); };
-      cp_async_16_if<0>(to, line(0), copied);
-      cp_async_16_if<1>(to + 1 * 16 * LINE, line(1), copied);
-      cp_async_16_if<2>(to + 2 * 16 * LINE, line(2), copied);
-      cp_async_16_if<3>(to + 3 * 16 * LINE, line(3), copied);
-      cp_async_16_if<4>(to + 4 * 16 * LINE, line(4), copied);
-      cp_async_16_if<5>(to + 5 * 16 * LINE, line(5), copied);
-      cp_async_16_if<6>(to + 6 * 16 * LINE, line(6), copied);
-      cp_async_16_if<7>(to + 7 * 16 * LINE, line(7), copied);
+      const uint32_t to = shared.stage(ring.slot) + place, to_other = to ^ HALF;
+      const int left = tile.depth - step * DEPTH - chunk * 8;
+      const uint32_t copied = left > 0 ? exist : 0, other = left > HALF / 2 ? exist : 0;
+      const auto copy = [&](auto number) {
+        constexpr int i = decltype(number)::value;
+        cp_async_16_if<i>(to + i * EVERY * LINE, reinterpret_cast<const void *>(from[i]), copied);
+        cp_async_16_if<i>(to_other + i * EVERY * LINE, reinterpret_cast<const void *>(from[i] + HALF), other);
+      };
+      copy(Number<0>());
+      copy(Number<1>());
+      copy(Number<2>());
+      copy(Number<3>());
       barrier_arrive_copies(shared.full(ring.slot));
-      advance<LINE>(data);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) advance<LINE>(from[i]);
       ring.advance(shared.stages);
     }
   }
@@ -202,10 +204,11 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
   // Behind a group without rows nothing would be looked up: such groups come last.
   static_assert(Problem::LARGEST_FIRST);
   const Gathering gathering(problem);
-  const int chunk = gathering.chunk;
-  const uint32_t place = gathering.place();
+  // The thread's chunk of every 16th line of a half, and the line that it looks up for copy lane / 4 of its warp's.
+  const int lane = threadIdx.x % 32, chunk = lane % 8, looked_up = threadIdx.x / 32 * 4 + lane % 4 + lane / 4 * 16;
+  const uint32_t place = place_of(threadIdx.x / 8, chunk);
   const auto look_up = [&](int begin, int depth, int step) {
-    const int row = step * DEPTH + Gathering::looked_up();
+    const int row = step * DEPTH + looked_up;
     return gathering.look_up(begin + row, row < depth);
   };
   const int turn = own_turn();
@@ -231,7 +234,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
     // Of the two halves of the tile's lines.
     const uint32_t exist = (chunk * 8 < tile.rows ? 1 : 0) + (chunk * 8 + 64 < tile.rows ? 2 : 0);
     const auto copy_two_steps = [&](Entry &ahead, int first) {
-      const uint32_t mine = gathering.checked(ahead, tile.begin + first * DEPTH + Gathering::looked_up());
+      const uint32_t mine = gathering.checked(ahead, tile.begin + first * DEPTH + looked_up);
       const bool within = first + 4 < whole;
       ahead = look_up(within ? tile.begin : next_begin, within ? tile.depth : next_depth, within ? first + 4 : first + 4 - whole);
 #pragma unroll 1
@@ -241,7 +244,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
         const uint32_t to = shared.stage(ring.slot) + place;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const uint32_t from = __shfl_sync(WARP, mine, step * 16 + 4 * i + threadIdx.x % 32 / 8);
+          const uint32_t from = __shfl_sync(WARP, mine, step * 16 + 4 * i + lane / 8);
           const uint32_t at = to + i * 16 * LINE;
           const uint8_t *const line = data + uint64_t(from) * 16;
           const uint32_t copied = from != ABSENT ? exist : 0;
