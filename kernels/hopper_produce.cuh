@@ -230,7 +230,9 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
     }
     const int steps = tile.steps(), whole = blocks(steps, 4) * 4;
     if (turn < 4) problem.acquire(tile);
-    const uint8_t *const data = gathering.source.data + 2 * (tile.row + chunk * 8);
+    uint64_t data = reinterpret_cast<uint64_t>(gathering.source.data + 2 * (tile.row + chunk * 8));
+    // In registers: the compiler would add its parts anew for each line.
+    asm volatile("" : "+l"(data));
     // Of the two halves of the tile's lines.
     const uint32_t exist = (chunk * 8 < tile.rows ? 1 : 0) + (chunk * 8 + 64 < tile.rows ? 2 : 0);
     const auto copy_two_steps = [&](Entry &ahead, int first) {
@@ -246,7 +248,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
         for (int i = 0; i < 4; ++i) {
           const uint32_t from = __shfl_sync(WARP, mine, step * 16 + 4 * i + lane / 8);
           const uint32_t at = to + i * 16 * LINE;
-          const uint8_t *const line = data + uint64_t(from) * 16;
+          const uint8_t *const line = reinterpret_cast<const uint8_t *>(data + uint64_t(from) * 16);
           const uint32_t copied = from != ABSENT ? exist : 0;
           cp_async_16_if<0>(at, line, copied);
           cp_async_16_if<1>(at + BLOCK, line + LINE, copied);
