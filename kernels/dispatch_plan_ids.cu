@@ -15,25 +15,42 @@ struct Tables {
   // [groups]: the block's first row; where the rows end that are kept.
   int64_t *first;
   int64_t *last;
-  // [parts, groups] of a sum over blocks: of those before this one, and of all.
-  uint32_t *before;
-  uint32_t *all;
+  // [parts, quads] of a sum over blocks, four groups a thread: of those before this one, and of all.
+  uint4 *before;
+  uint4 *all;
   // [warps, groups]: a warp's slots, then its next place among the block's.
   uint16_t *counts;
 
   __device__ Tables(const DispatchPlanParams &p, int64_t *shared)
       : first(shared),
         last(first + p.groups),
-        before(reinterpret_cast<uint32_t *>(last + p.groups)),
+        before(reinterpret_cast<uint4 *>(last + p.groups)),
         all(before + blockDim.x),
         counts(reinterpret_cast<uint16_t *>(all + blockDim.x)) {}
 };
 
-// The group of a slot, or -1.
-template <bool REPORT> __device__ inline int group_of_slot(const DispatchPlanParams &p, int64_t token, int k) {
-  const int64_t id = load_index(p.chosen, token * p.chosen.pitch + k);
+// An id as it is loaded: to widen it is to wait for it.
+struct Id {
+  uint32_t low;
+  uint32_t high;
+
+  __device__ Id(const Matrix &ids, int64_t place) : high(0) {
+    if (ids.dtype == MOE_DTYPE_INT64) {
+      const uint2 words = reinterpret_cast<const uint2 *>(ids.data)[place];
+      low = words.x, high = words.y;
+    } else {
+      low = reinterpret_cast<const uint32_t *>(ids.data)[place];
+    }
+  }
+  __device__ int64_t value(const Matrix &ids) const {
+    return ids.dtype == MOE_DTYPE_INT64 ? static_cast<int64_t>(uint64_t(high) << 32 | low) : static_cast<int32_t>(low);
+  }
+};
+
+// The group of a slot's id, or -1.
+template <bool REPORT> __device__ inline int group_of(const DispatchPlanParams &p, int64_t id, uint32_t slot) {
   if (id < 0 || id >= p.experts) {
-    if (REPORT && p.strict_ids && id != -1) record_fault(p.report, MOE_FAULT_EXPERT_ID, token * p.top_k + k, id);
+    if (REPORT && p.strict_ids && id != -1) record_fault(p.report, MOE_FAULT_EXPERT_ID, slot, id);
     return -1;
   }
   const int64_t group = p.expert_map != nullptr ? p.expert_map[id] : id - p.expert_begin;
@@ -43,12 +60,20 @@ template <bool REPORT> __device__ inline int group_of_slot(const DispatchPlanPar
 // Calls step(chosen, group, slot, token, k) for the slots of this warp's run, whole warps at a time.
 template <bool REPORT, class Step> __device__ inline void walk(const DispatchPlanParams &p, uint32_t slots, Step step) {
   const uint32_t warps = blockDim.x / 32, warp = blockIdx.x * warps + threadIdx.x / 32, top_k = p.top_k;
-  uint32_t slot = warp * p.run + lane_id();
+  const uint32_t begin = warp * p.run, end = min(begin + static_cast<uint32_t>(p.run), slots);
+  uint32_t slot = begin + lane_id(), token = slot / top_k, k = slot - token * top_k;
+  const auto load = [&] { return Id(p.chosen, slot < end ? token * p.chosen.pitch + k : 0); };
+  if (begin >= end) return;
+  Id next = load();
 #pragma unroll 1
-  for (int64_t i = 0; i < p.run; i += 32, slot += 32) {
-    const bool chosen = slot < slots;
-    const uint32_t token = chosen ? slot / top_k : 0, k = slot - token * top_k;
-    step(chosen, chosen ? group_of_slot<REPORT>(p, token, k) : -1, slot, token, k);
+  for (uint32_t i = begin; i < end; i += 32) {
+    const Id id = next;
+    const uint32_t own = slot, own_token = token, own_k = k;
+    slot += 32, token += p.step_tokens, k += p.step_k;
+    if (k >= top_k) k -= top_k, ++token;
+    next = load();
+    const bool chosen = own < end;
+    step(chosen, chosen ? group_of<REPORT>(p, id.value(p.chosen), own) : -1, own, own_token, own_k);
   }
 }
 
@@ -57,6 +82,7 @@ template <bool REPORT>
 __device__ inline uint32_t count(const DispatchPlanParams &p, const Tables &tables, uint32_t slots) {
   const int groups = static_cast<int>(p.groups), warps = blockDim.x / 32;
   uint16_t *const own = tables.counts + threadIdx.x / 32 * groups;
+#pragma unroll 1
   for (int g = lane_id(); g < groups; g += 32) own[g] = 0;
   __syncwarp();
   walk<REPORT>(p, slots, [&](bool, int group, uint32_t, uint32_t, uint32_t) {
@@ -67,7 +93,7 @@ __device__ inline uint32_t count(const DispatchPlanParams &p, const Tables &tabl
   __syncthreads();
   uint32_t sum = 0;
   if (threadIdx.x >= groups) return sum;
-#pragma unroll 8
+#pragma unroll 4
   for (int warp = 0; warp < warps; ++warp) {
     uint16_t &place = tables.counts[warp * groups + threadIdx.x];
     const uint32_t here = place;
@@ -77,26 +103,47 @@ __device__ inline uint32_t count(const DispatchPlanParams &p, const Tables &tabl
   return sum;
 }
 
+__device__ inline void add(uint4 &sum, const uint4 &more) {
+  sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+}
+
+// Rows of the blocks' counts, by fours.
+__device__ inline uint32_t quads_of(const DispatchPlanParams &p) { return (static_cast<uint32_t>(p.groups) + 3) / 4; }
+
 // Sums of the counts of the blocks, for group threadIdx.x: of those before this one, and of all.
 __device__ inline void add_blocks(const DispatchPlanParams &p, const Tables &tables, uint32_t &before, uint32_t &all) {
-  const uint32_t groups = static_cast<uint32_t>(p.groups), parts = blockDim.x / groups;
-  const uint32_t part = threadIdx.x / groups, group = threadIdx.x - part * groups;
-  before = all = 0;
+  constexpr uint32_t AT_ONCE = 10;
+  const uint32_t quads = quads_of(p), parts = blockDim.x / quads, part = threadIdx.x / quads;
   if (part < parts) {
-#pragma unroll 8
-    for (uint32_t block = part; block < gridDim.x; block += parts) {
-      const uint32_t count = __ldcg(p.counts + block * groups + group);
-      all += count;
-      before += block < blockIdx.x ? count : 0;
+    const uint4 *const from = reinterpret_cast<const uint4 *>(p.counts) + threadIdx.x - part * quads;
+    uint4 ahead = make_uint4(0, 0, 0, 0), sum = ahead;
+#pragma unroll 1
+    for (uint32_t block = part; block < gridDim.x; block += AT_ONCE * parts) {
+      uint4 some[AT_ONCE];
+#pragma unroll
+      for (uint32_t i = 0; i < AT_ONCE; ++i) {
+        const uint32_t other = block + i * parts;
+        some[i] = make_uint4(0, 0, 0, 0);
+        if (other < gridDim.x) some[i] = __ldcg(from + other * quads);
+      }
+#pragma unroll
+      for (uint32_t i = 0; i < AT_ONCE; ++i) {
+        add(sum, some[i]);
+        if (block + i * parts < blockIdx.x) add(ahead, some[i]);
+      }
     }
+    tables.before[threadIdx.x] = ahead;
+    tables.all[threadIdx.x] = sum;
   }
-  tables.before[threadIdx.x] = before;
-  tables.all[threadIdx.x] = all;
   __syncthreads();
-  if (threadIdx.x >= groups) return;
-  for (uint32_t other = 1; other < parts; ++other) {
-    before += tables.before[other * groups + threadIdx.x];
-    all += tables.all[other * groups + threadIdx.x];
+  before = all = 0;
+  if (threadIdx.x >= p.groups) return;
+  const uint32_t *const befores = reinterpret_cast<const uint32_t *>(tables.before) + threadIdx.x;
+  const uint32_t *const alls = reinterpret_cast<const uint32_t *>(tables.all) + threadIdx.x;
+#pragma unroll 4
+  for (uint32_t other = 0; other < parts; ++other) {
+    before += befores[4 * other * quads];
+    all += alls[4 * other * quads];
   }
 }
 
@@ -194,8 +241,8 @@ extern "C" __global__ void __launch_bounds__(DISPATCH_PLAN_THREADS, 1)
   wait_for_launch_ahead();
   let_next_launch_begin();
   check_map(p);
-  const uint32_t sum = count<true>(p, Tables(p, shared), true_slots(p));
-  if (threadIdx.x < p.groups) p.counts[blockIdx.x * p.groups + threadIdx.x] = sum;
+  const uint32_t sum = count<true>(p, Tables(p, shared), true_slots(p)), columns = 4 * quads_of(p);
+  if (threadIdx.x < columns) p.counts[blockIdx.x * columns + threadIdx.x] = sum;
 }
 
 // Slots go to their rows.

@@ -52,12 +52,14 @@ struct DispatchPlanParams {
   Matrix row_of_slot;
   Matrix slot_of_row;
   Matrix token_of_row;
-  /// Slots of a warp, a multiple of 32; by ids alone.
+  /// Slots of a warp, a multiple of 32, and how many tokens and slots of a token 32 slots are; by ids alone.
   int64_t run;
+  uint32_t step_tokens;
+  uint32_t step_k;
   /// Columns of a row of counts: one a group, one for slots, and up to a multiple of four.
   int64_t columns;
   /// [blocks, columns]: slots of each block in each group; in the column behind the groups, all its slots. By ids
-  /// [blocks, groups].
+  /// columns are the groups, up to a multiple of four.
   uint32_t *counts;
   /// [blocks, columns] and twice as many: what stands in shared memory where there is enough; else NULL.
   uint32_t *histogram;

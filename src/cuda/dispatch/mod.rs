@@ -51,12 +51,14 @@ pub struct DispatchPlanParams {
     pub row_of_slot: Matrix,
     pub slot_of_row: Matrix,
     pub token_of_row: Matrix,
-    /// Slots of a warp, a multiple of 32; by ids alone.
+    /// Slots of a warp, a multiple of 32, and how many tokens and slots of a token 32 slots are; by ids alone.
     pub run: i64,
+    pub step_tokens: u32,
+    pub step_k: u32,
     /// Columns of a row of counts: one a group, one for slots, and up to a multiple of four.
     pub columns: i64,
     /// [blocks, columns]: slots of each block in each group; in the column behind the groups, all its slots. By ids
-    /// [blocks, groups].
+    /// columns are the groups, up to a multiple of four.
     pub counts: *mut u32,
     /// [blocks, columns] and twice as many: what stands in shared memory where there is enough; else NULL.
     pub histogram: *mut u32,

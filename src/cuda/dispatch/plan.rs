@@ -53,8 +53,14 @@ struct ByIds {
 impl ByIds {
     fn new(sizes: &PlanSizes, choice: &Choice, blocks: i64) -> Option<Self> {
         let (slots, groups) = (sizes.slots(), sizes.groups);
-        let threads = (slots.max(groups) + 31) / 32 * 32;
-        let threads = if blocks > 1 { DISPATCH_PLAN_THREADS } else { threads.clamp(32, DISPATCH_PLAN_THREADS) };
+        // What a warp does but once takes longer than a few slots: warps are no more than many slots need.
+        let most = match slots / blocks {
+            ..=2048 => 256,
+            ..=8192 => 512,
+            _ => DISPATCH_PLAN_THREADS,
+        };
+        let threads = (slots.min(most).max(groups) + 31) / 32 * 32;
+        let threads = threads.clamp(32, DISPATCH_PLAN_THREADS);
         let warps = blocks * threads / 32;
         let run = ((slots + warps - 1) / warps + 31) / 32 * 32;
         // Places in a block are counted in 16 bits, slots in 32.
@@ -64,7 +70,7 @@ impl ByIds {
 
     /// The block's first and last rows of each group, sums of blocks, and counts of warps.
     fn shared(&self, groups: i64) -> u32 {
-        (16 * groups + 8 * self.threads + 2 * self.threads / 32 * groups) as u32
+        (16 * groups + 32 * self.threads + 2 * self.threads / 32 * groups) as u32
     }
 }
 
@@ -105,6 +111,8 @@ pub fn plan(
             token_of_row: plan.token_of_row.unwrap_or(Matrix::ABSENT),
             columns: shape.columns,
             run: by_ids.as_ref().map_or(0, |by_ids| by_ids.run),
+            step_tokens: (32 / sizes.top_k) as u32,
+            step_k: (32 % sizes.top_k) as u32,
             counts: workspace.at(shape.counts),
             histogram: if shape.shared == 0 { workspace.at(shape.histogram) } else { std::ptr::null_mut() },
             places: if shape.shared == 0 { workspace.at(shape.places) } else { std::ptr::null_mut() },
