@@ -52,9 +52,9 @@ struct Place {
   int64_t first;
   int count;
 
-  __device__ Place(const SinkhornRows &rows, int64_t tokens)
-      : rows(rows), lanes(rows.lanes), lane(threadIdx.x % rows.lanes), group(threadIdx.x / rows.lanes),
-        groups(blockDim.x / rows.lanes) {
+  // `lanes` are rows.lanes: a constant, where the caller knows it.
+  __device__ Place(const SinkhornRows &rows, int lanes, int64_t tokens)
+      : rows(rows), lanes(lanes), lane(threadIdx.x % lanes), group(threadIdx.x / lanes), groups(blockDim.x / lanes) {
     const int64_t share = (tokens + gridDim.x - 1) / gridDim.x;
     first = min(tokens, share * blockIdx.x);
     count = static_cast<int>(min(tokens - first, share));
@@ -62,15 +62,6 @@ struct Place {
 
   __device__ __forceinline__ int quad(int j) const { return 4 * (lane + lanes * j); }
 };
-
-template <class T> __device__ __forceinline__ void load_quad(const T *data, float (&x)[4]) {
-  struct alignas(4 * sizeof(T)) Quad {
-    T at[4];
-  };
-  const Quad quad = *reinterpret_cast<const Quad *>(data);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] = to_float(quad.at[i]);
-}
 
 template <class T> __device__ __forceinline__ void store_quad(T *data, const float (&x)[4]) {
   struct alignas(4 * sizeof(T)) Quad {
@@ -81,38 +72,82 @@ template <class T> __device__ __forceinline__ void store_quad(T *data, const flo
   *reinterpret_cast<Quad *>(data) = quad;
 }
 
-// The logits of the block's row: NaN is -inf and reported, +inf the largest number; -inf beyond the rows and the experts.
-template <int N> __device__ Row<N> load_logits(const Place &place, int row, moe_device_report_t *report) {
+// A row's logits as they lie in memory: to convert them would be to wait for them. Of 16-bit ones two words have a quad, or each
+// word has one where rows cannot be read by quads.
+template <int N> struct Words {
+  uint32_t at[N];
+};
+
+// Of the block's row; -inf beyond the rows and the experts.
+template <int N> __device__ __forceinline__ Words<N> load_words(const Place &place, int row) {
   const Matrix &logits = place.rows.logits;
   const int experts = place.rows.experts;
-  int fault = -1;
-  Row<N> x;
+  const uint32_t nothing = logits.dtype == MOE_DTYPE_FP32 ? 0xff800000u : logits.dtype == MOE_DTYPE_BF16 ? 0xff80ff80u : 0xfc00fc00u;
+  Words<N> words;
 #pragma unroll
-  for (int j = 0; j < N / 4; ++j) {
-    float quad[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-    const int column = place.quad(j);
-    const int64_t at = (place.first + row) * logits.pitch + column;
-    if (row < place.count && column < experts) {
-      if (!place.rows.quads) {
+  for (int k = 0; k < N; ++k) words.at[k] = nothing;
+  if (row >= place.count) return words;
+  const int64_t at = (place.first + row) * logits.pitch;
+  if (logits.dtype == MOE_DTYPE_FP32) {
+    const uint32_t *const data = reinterpret_cast<const uint32_t *>(logits.data) + at;
+    if (place.rows.quads) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          if (column + i < experts) quad[i] = load_float(logits, at + i);
-      } else if (logits.dtype == MOE_DTYPE_BF16) {
-        load_quad(reinterpret_cast<const __nv_bfloat16 *>(logits.data) + at, quad);
-      } else if (logits.dtype == MOE_DTYPE_FP16) {
-        load_quad(reinterpret_cast<const __half *>(logits.data) + at, quad);
-      } else {
-        load_quad(reinterpret_cast<const float *>(logits.data) + at, quad);
-      }
+      for (int j = 0; j < N / 4; ++j)
+        if (place.quad(j) < experts) {
+          const uint4 quad = *reinterpret_cast<const uint4 *>(data + place.quad(j));
+          words.at[4 * j] = quad.x, words.at[4 * j + 1] = quad.y, words.at[4 * j + 2] = quad.z, words.at[4 * j + 3] = quad.w;
+        }
+    } else {
+#pragma unroll
+      for (int k = 0; k < N; ++k)
+        if (place.quad(k / 4) + k % 4 < experts) words.at[k] = data[place.quad(k / 4) + k % 4];
     }
+  } else {
+    const uint16_t *const data = reinterpret_cast<const uint16_t *>(logits.data) + at;
+    if (place.rows.quads) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (isnan(quad[i])) fault = column + i;
-      x.at[4 * j + i] = isnan(quad[i]) ? -INFINITY : fminf(quad[i], LARGEST);
+      for (int j = 0; j < N / 4; ++j)
+        if (place.quad(j) < experts) {
+          const uint2 quad = *reinterpret_cast<const uint2 *>(data + place.quad(j));
+          words.at[4 * j] = quad.x, words.at[4 * j + 1] = quad.y;
+        }
+    } else {
+#pragma unroll
+      for (int k = 0; k < N; ++k)
+        if (place.quad(k / 4) + k % 4 < experts) words.at[k] = data[place.quad(k / 4) + k % 4];
     }
   }
-  if (fault >= 0) record_fault(report, MOE_FAULT_NAN_LOGIT, (place.first + row) * experts + fault, 0);
+  return words;
+}
+
+// NaN is -inf and reported, +inf the largest number.
+template <int N>
+__device__ __forceinline__ Row<N> to_logits(const Place &place, const Words<N> &words, int row, moe_device_report_t *report) {
+  const Dtype dtype = place.rows.logits.dtype;
+  Row<N> x;
+  if (dtype == MOE_DTYPE_FP32) {
+#pragma unroll
+    for (int k = 0; k < N; ++k) x.at[k] = __uint_as_float(words.at[k]);
+  } else {
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const uint32_t pair = words.at[k / 4 * 4 + k % 4 / 2];
+      const uint32_t bits = (place.rows.quads ? (k % 2 == 0 ? pair : pair >> 16) : words.at[k]) & 0xffff;
+      x.at[k] = dtype == MOE_DTYPE_BF16 ? __uint_as_float(bits << 16) : __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+    }
+  }
+  int fault = -1;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    if (isnan(x.at[k])) fault = place.quad(k / 4) + k % 4;
+    x.at[k] = isnan(x.at[k]) ? -INFINITY : fminf(x.at[k], LARGEST);
+  }
+  if (fault >= 0) record_fault(report, MOE_FAULT_NAN_LOGIT, (place.first + row) * place.rows.experts + fault, 0);
   return x;
+}
+
+template <int N> __device__ __forceinline__ Row<N> load_logits(const Place &place, int row, moe_device_report_t *report) {
+  return to_logits<N>(place, load_words<N>(place, row), row, report);
 }
 
 // Turns logits into terms and returns their shift: -inf, and terms of 0, where all logits are -inf. The largest logit goes first,
@@ -220,16 +255,20 @@ __device__ __forceinline__ void join_warp(bool maximum, Row<N> &row, int distanc
   }
 }
 
-// Joins the columns of all threads of the block into columns[0 .. width), in an order that is always the same; `scratch` has
-// a row of `width` for each warp. Synchronises before it returns.
-template <int N> __device__ __forceinline__ void over_block(bool maximum, const Place &place, Row<N> &row, float *scratch, float *columns) {
-  const int width = place.lanes * N;
-  float *const own = scratch + threadIdx.x / 32 * width;
+// Joins the columns of a warp's threads into `own`[0 .. width).
+template <int N> __device__ __forceinline__ void over_warp(bool maximum, const Place &place, Row<N> &row, float *own) {
   if (place.lanes == 32) {
     store_columns(place, own, row);
   } else {
     join_warp<N>(maximum, row, place.lanes, 0, true, place, own);
   }
+}
+
+// Joins the columns of all threads of the block into columns[0 .. width), in an order that is always the same; `scratch` has
+// a row of `width` for each warp. Synchronises before it returns.
+template <int N> __device__ __forceinline__ void over_block(bool maximum, const Place &place, Row<N> &row, float *scratch, float *columns) {
+  const int width = place.lanes * N;
+  over_warp(maximum, place, row, scratch + threadIdx.x / 32 * width);
   __syncthreads();
   for (int column = threadIdx.x; column < width; column += blockDim.x) {
     float value = scratch[column];
@@ -240,50 +279,42 @@ template <int N> __device__ __forceinline__ void over_block(bool maximum, const 
   __syncthreads();
 }
 
-// Calls add(terms, shift) for the block's rows from `begin` on. While one row is at work the next is on its way, if registers are
-// enough for two.
-template <int N, class Add>
-__device__ __forceinline__ void stream(const Place &place, int begin, const float *gauge, moe_device_report_t *report, const Add &add) {
+// Calls visit(logits, row) for the block's rows from `begin` on, a step of rows at a time. While one row is at work the next is on
+// its way, if registers are enough for two.
+template <int N, class Visit>
+__device__ __forceinline__ void stream(const Place &place, int begin, moe_device_report_t *report, const Visit &visit) {
   constexpr bool ahead = N <= 16;
   if (begin >= place.count) return;
-  Row<N> next;
-  if constexpr (ahead) next = load_logits<N>(place, begin + place.group, report);
+  Words<N> next;
+  if constexpr (ahead) next = load_words<N>(place, begin + place.group);
 #pragma unroll 1
   for (int base = begin; base < place.count; base += place.groups) {
-    Row<N> x;
-    if constexpr (ahead) {
-      x = next;
-      next = load_logits<N>(place, base + place.groups + place.group, report);
-    } else {
-      x = load_logits<N>(place, base + place.group, report);
-    }
-    const float shift = make_terms(place, x, gauge);
-    add(x, shift);
+    const int row = base + place.group;
+    const Words<N> words = ahead ? next : load_words<N>(place, row);
+    if constexpr (ahead) next = load_words<N>(place, row + place.groups);
+    Row<N> x = to_logits<N>(place, words, row, report);
+    visit(x, row);
   }
 }
 
 // The block's largest logit of each column.
-template <int N> __device__ Row<N> column_maxima(const Place &place, moe_device_report_t *report) {
+template <int N> __device__ __forceinline__ Row<N> column_maxima(const Place &place, moe_device_report_t *report) {
   Row<N> maxima = filled<N>(-INFINITY);
-#pragma unroll 1
-  for (int base = 0; base < place.count; base += place.groups) {
-    const Row<N> x = load_logits<N>(place, base + place.group, report);
+  stream<N>(place, 0, report, [&](const Row<N> &x, int) {
 #pragma unroll
     for (int k = 0; k < N; ++k) maxima.at[k] = fmaxf(maxima.at[k], x.at[k]);
-  }
+  });
   return maxima;
 }
 
 // The block's column sums of exp(L - maxima).
-template <int N> __device__ Row<N> column_exponentials(const Place &place, const float *maxima, moe_device_report_t *report) {
+template <int N> __device__ __forceinline__ Row<N> column_exponentials(const Place &place, const float *maxima, moe_device_report_t *report) {
   const Row<N> tops = load_columns<N>(place, maxima);
   Row<N> sums = filled<N>(0);
-#pragma unroll 1
-  for (int base = 0; base < place.count; base += place.groups) {
-    const Row<N> x = load_logits<N>(place, base + place.group, report);
+  stream<N>(place, 0, report, [&](const Row<N> &x, int) {
 #pragma unroll
     for (int k = 0; k < N; ++k) sums.at[k] += expf(x.at[k] - fmaxf(tops.at[k], -LARGEST));
-  }
+  });
   return sums;
 }
 

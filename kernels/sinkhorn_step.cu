@@ -16,7 +16,7 @@ __device__ __forceinline__ bool has_masses(const SinkhornStepParams &p) { return
 template <int N> __device__ __forceinline__ void step_masses(const SinkhornStepParams &p) {
   extern __shared__ float4 memory[];
   if (!has_masses(p)) return;
-  const Place place(p.rows, true_count(p.rows.tokens, p.report));
+  const Place place(p.rows, p.rows.lanes, true_count(p.rows.tokens, p.report));
   const int width = p.rows.lanes * N;
   float *gauge = reinterpret_cast<float *>(memory), *columns = gauge + width, *scratch = columns + width;
   for (int column = threadIdx.x; column < width; column += blockDim.x)
@@ -29,14 +29,12 @@ template <int N> __device__ __forceinline__ void step_masses(const SinkhornStepP
     sums = column_exponentials<N>(place, gauge, p.report);
   } else {
     const float tokens = all_tokens(p);
-    int64_t row = place.first + place.group;
-    stream<N>(place, 0, gauge, p.report, [&](const Row<N> &x, float shift) {
+    stream<N>(place, 0, p.report, [&](Row<N> &x, int row) {
+      const float shift = make_terms(place, x, gauge);
       const float sum = dot(place, x, filled<N>(1)), scale = row_scale(sum, shifted_epsilon(shift), tokens);
 #pragma unroll
       for (int k = 0; k < N; ++k) sums.at[k] = fmaf(scale, x.at[k], sums.at[k]);
-      if (p.log_d0 != nullptr && place.lane == 0 && row < place.first + place.count)
-        p.log_d0[row] = log_scale(shift, sum, tokens);
-      row += place.groups;
+      if (p.log_d0 != nullptr && place.lane == 0 && row < place.count) p.log_d0[place.first + row] = log_scale(shift, sum, tokens);
     });
   }
   over_block(p.round == -2, place, sums, scratch, columns);

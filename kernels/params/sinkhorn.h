@@ -16,7 +16,15 @@ struct SinkhornRows {
   bool quads;
 };
 
-/// Of the kernels sinkhorn_<columns a lane>.
+/// What all blocks share of four columns: a line of the L2 cache, so that additions to different ones hardly wait for each other.
+struct SharedColumns {
+  /// The sums of even and of odd rounds.
+  uint64_t totals[2][4];
+  uint32_t maxima[4];
+  uint32_t unused[12];
+};
+
+/// Of the kernels sinkhorn_<columns a lane>_<lanes a row>.
 struct SinkhornParams {
   SinkhornRows rows;
   /// Data is NULL where it is not wanted.
@@ -24,16 +32,14 @@ struct SinkhornParams {
   bool probs_quads;
   bool column_sums;
   bool relative;
-  /// Blocks join columns for each other.
-  bool two_level;
   /// Rows of a block that stay in shared memory, a multiple of those that it handles at once.
   int32_t resident;
   /// Floats from one such row to the next.
   int32_t pitch;
   int32_t max_iterations;
   float tolerance;
-  /// Two parities of a message a column for each block and one from its owner.
-  uint64_t *messages;
+  /// What the blocks share of the columns.
+  SharedColumns *shared;
   /// The rest may be NULL: not wanted.
   float *log_d0;
   float *log_d1;

@@ -15,8 +15,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "kernels"
-# What the router's GEMM, the dispatch operations, grouped GEMM and the expert MLP launch on Hopper in bf16, and the router in
-# its common cases.
+# What the router's GEMM, the dispatch operations, grouped GEMM and the expert MLP launch on Hopper in bf16, the router in
+# its common cases, and Sinkhorn.
 SOURCES = [
     "activation", "decode_bf16", "dispatch_combine", "dispatch_fwd", "dispatch_plan", "dispatch_plan_ids",
     "dispatch_sort", "expert_mlp", "grouped_gemm_bias", "hopper_gate_dweight", "hopper_gate_dx", "hopper_gate_fwd",
@@ -24,6 +24,7 @@ SOURCES = [
     "hopper_glu_gathered_bf16", "hopper_glu_pairs_bf16", "hopper_glu_single_bf16", "hopper_linear_bf16",
     "hopper_linear_gathered_bf16", "hopper_maps", "hopper_wgrad_bf16", "router_join", "router_logits_fwd",
     "router_quick_bwd", "router_quick_bwd_wide", "router_quick_fwd", "router_quick_fwd_wide", "router_split",
+    "sinkhorn", "sinkhorn_step",
 ]
 REWRITES = [
     (r"#include <(cooperative_groups|cuda_bf16|cuda_fp16)\.h>\n", ""),

@@ -155,13 +155,34 @@ template <class T, class Join> inline T reduce(int line, T value, Join join) {
   });
 }
 
+inline bool any_of_block(int line, bool predicate) {
+  current->offer = predicate;
+  wait(AT_BLOCK, line);
+  bool any = false;
+  for (const Fiber &f : current->block->fibers) any |= f.offer != 0;
+  wait(AT_BLOCK, line);
+  return any;
+}
+
 }  // namespace emulator
+
+// A cooperative grid runs as one cluster.
+namespace cooperative_groups {
+struct grid_group {
+  struct arrival_token {};
+  void sync() const { emulator::wait(emulator::AT_CLUSTER, __LINE__); }
+  arrival_token barrier_arrive() const { return {}; }
+  void barrier_wait(arrival_token &&) const { sync(); }
+};
+inline grid_group this_grid() { return {}; }
+}  // namespace cooperative_groups
 
 #define threadIdx (uint3{emulator::current->thread, 0, 0})
 #define blockIdx (emulator::current->block->index)
 #define blockDim (emulator::block)
 #define gridDim (emulator::grid)
 #define __syncthreads() emulator::wait(emulator::AT_BLOCK, __LINE__)
+#define __syncthreads_or(predicate) emulator::any_of_block(__LINE__, predicate)
 #define __syncwarp(...) emulator::wait(emulator::AT_WARP, __LINE__)
 #define __shfl_sync(mask, value, lane) emulator::shuffle(__LINE__, value, [&](int) { return int(lane); })
 #define __shfl_xor_sync(mask, value, bits) emulator::shuffle(__LINE__, value, [&](int mine) { return mine ^ (bits); })
@@ -207,6 +228,8 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline unsigned __float_as_uint(float value) { return emulator::from_bits<unsigned>(emulator::to_bits(value)); }
 inline float __uint_as_float(unsigned bits) { return emulator::from_bits<float>(bits); }
+inline uint64_t __float2ull_rn(float value) { return value; }
+inline float __ull2float_rn(uint64_t value) { return value; }
 inline int __ffs(unsigned value) { return __builtin_ffs(value); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline float __fdividef(float a, float b) { return a / b; }

@@ -52,7 +52,7 @@ static int failing(const char *call) {
     return 0;                                                                                                          \
   }
 
-enum { CLUSTER_DIMENSION = 4, INVALID_VALUE = 1, MEMORY_FAULT = 700, MAX_KERNELS = 1024 };
+enum { COOPERATIVE = 2, CLUSTER_DIMENSION = 4, INVALID_VALUE = 1, MEMORY_FAULT = 700, MAX_KERNELS = 1024 };
 
 static struct kernel {
   char name[128];
@@ -167,7 +167,9 @@ int cuLaunchKernelEx(const struct config *config, struct kernel *kernel, void **
   if (emulate) {
     unsigned cluster = 1;
     for (unsigned i = 0; i < config->num_attributes; ++i)
+      // A cooperative grid meets as the blocks of one cluster do.
       if (config->attributes[i].id == CLUSTER_DIMENSION) cluster = config->attributes[i].value.number[0];
+      else if (config->attributes[i].id == COOPERATIVE) cluster = config->grid[0];
     emulate(kernel->name, config->grid, config->block, config->shared, cluster, parameter, kernel->parameter);
   }
   return failing("cuLaunchKernelEx");

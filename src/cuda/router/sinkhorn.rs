@@ -8,8 +8,10 @@ use crate::ops::router::sinkhorn::{Run, Start, Step, Stop};
 use crate::tensor::Matrix;
 use crate::workspace::{Layout, Part, Workspace};
 
-/// From so many messages of the grid on, blocks join columns for each other: reading all of them takes longer than a second hop.
-const MESSAGES_OF_ONE_LEVEL: i64 = 8192;
+/// A sum over the grid counts its blocks in 8 bits (kernels/grid_sum.cuh).
+const MOST_BLOCKS: i64 = 255;
+/// Steps of a block's rows from which on there are more blocks, as far as there are multiprocessors.
+const STEPS: i64 = 2;
 /// Threads a block of the step's small kernels.
 const STEP_THREADS: i64 = 512;
 
@@ -26,7 +28,7 @@ pub struct SinkhornRows {
     pub quads: bool,
 }
 
-/// Of the kernels sinkhorn_<columns a lane>.
+/// Of the kernels sinkhorn_<columns a lane>_<lanes a row>.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SinkhornParams {
@@ -36,22 +38,30 @@ pub struct SinkhornParams {
     pub probs_quads: bool,
     pub column_sums: bool,
     pub relative: bool,
-    /// Blocks join columns for each other.
-    pub two_level: bool,
     /// Rows of a block that stay in shared memory, a multiple of those that it handles at once.
     pub resident: i32,
     /// Floats from one such row to the next.
     pub pitch: i32,
     pub max_iterations: i32,
     pub tolerance: f32,
-    /// Two parities of a message a column for each block and one from its owner.
-    pub messages: *mut u64,
+    /// What the blocks share of the columns.
+    pub shared: *mut SharedColumns,
     /// The rest may be NULL: not wanted.
     pub log_d0: *mut f32,
     pub log_d1: *mut f32,
     pub iterations: *mut i32,
     pub error: *mut f32,
     pub report: *mut moe_device_report_t,
+}
+
+/// What all blocks share of four columns: a line of the L2 cache, so that additions to different ones hardly wait for each other.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SharedColumns {
+    /// The sums of even and of odd rounds.
+    pub totals: [[u64; 4]; 2],
+    pub maxima: [u32; 4],
+    pub unused: [u32; 12],
 }
 
 /// Of the kernels sinkhorn_step_*.
@@ -81,6 +91,7 @@ pub struct SinkhornStepParams {
 }
 
 /// How a block lies over rows.
+#[derive(Clone, Copy)]
 struct Shape {
     /// Of a lane: which instance of the kernels.
     columns: i64,
@@ -112,7 +123,36 @@ impl Shape {
 
     /// Floats of a row of columns for each warp.
     fn scratch(&self) -> i64 {
-        self.threads / 32 * self.width()
+        self.warps() * self.width()
+    }
+
+    fn warps(&self) -> i64 {
+        self.threads / 32
+    }
+
+    /// Floats from a warp's sums to the next one's (kernels/sinkhorn.cu, SCRATCH).
+    fn scratch_pitch(&self) -> i64 {
+        let helpers = (self.threads / self.width()).clamp(1, self.warps());
+        self.width() + 32 / helpers % 32
+    }
+
+    /// Rows that the registers of a block keep (kernels/sinkhorn.cu, KEPT).
+    fn kept(&self) -> i64 {
+        self.rows() * [4, 2, 0][self.columns as usize / 16]
+    }
+
+    fn kernel(&self) -> &'static str {
+        match (self.columns, self.lanes) {
+            (4, 1) => "sinkhorn_4_1",
+            (4, 2) => "sinkhorn_4_2",
+            (4, 4) => "sinkhorn_4_4",
+            (4, _) => "sinkhorn_4_8",
+            (16, 4) => "sinkhorn_16_4",
+            (16, 8) => "sinkhorn_16_8",
+            (16, 16) => "sinkhorn_16_16",
+            (16, _) => "sinkhorn_16_32",
+            _ => "sinkhorn_32_32",
+        }
     }
 }
 
@@ -136,11 +176,11 @@ fn blocks(device: &Device, tokens: i64, experts: i64) -> i64 {
     ceil_div(tokens, 2 * Shape::new(experts).rows()).clamp(1, device.multiprocessors.into())
 }
 
-/// The workspace of one launch: messages.
-pub fn run_layout(device: &Device, tokens: i64, experts: i64) -> (Layout, Part) {
+/// The workspace of one launch: what its blocks share.
+pub fn run_layout(experts: i64) -> (Layout, Part) {
     let mut layout = Layout::default();
-    let messages = layout.part(2 * (blocks(device, tokens, experts) + 1) * experts * size_of::<u64>() as i64);
-    (layout, messages)
+    let shared = layout.part(ceil_div(experts, 4) * size_of::<SharedColumns>() as i64);
+    (layout, shared)
 }
 
 /// The workspace of a step: partial masses.
@@ -158,32 +198,35 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(device: &Device, tokens: i64, experts: i64, blocks: i64) -> Self {
-        let shape = Shape::new(experts);
+    fn new(device: &Device, shape: Shape, experts: i64, tokens: i64) -> Self {
         // Eight lanes read from eight different quads of banks: an odd multiple of a row's lanes where these are fewer.
         let quads = ceil_div(experts, 4);
         let pitch = 4 * if shape.lanes < 8 { (ceil_div(quads, shape.lanes) | 1) * shape.lanes } else { quads };
-        // The kernel's own are four rows of 32 lanes' columns, and a number a warp.
-        let own = 4 * 32 * shape.columns + shape.threads / 32;
-        let room = i64::from(device.shared_memory) / 4 - own - shape.scratch();
-        let most = (room / (pitch + 2)).max(0) / shape.rows() * shape.rows();
-        let wanted = ceil_div(ceil_div(tokens, blocks), shape.rows()) * shape.rows();
-        let resident = wanted.min(most);
-        Memory { resident, pitch, bytes: 4 * (shape.scratch() + resident * (pitch + 2)) }
+        // Two totals and three numbers of a column, an error a warp, the warps' sums, and two numbers of each row.
+        let fixed = 7 * shape.width() + 16 + shape.warps() * shape.scratch_pitch() + 2 * shape.kept();
+        let most = ((i64::from(device.shared_memory) / 4 - fixed) / (pitch + 2)).max(0) / shape.rows() * shape.rows();
+        let wanted = ceil_div(tokens, shape.rows()) * shape.rows() - shape.kept();
+        let resident = wanted.clamp(0, most);
+        Memory { resident, pitch, bytes: 4 * (fixed + resident * (pitch + 2)) }
     }
+}
+
+/// Blocks for so many tokens, which run at once.
+fn run_blocks(device: &Device, tokens: i64, shape: Shape) -> i64 {
+    ceil_div(tokens, STEPS * shape.rows()).clamp(1, i64::from(device.multiprocessors).min(MOST_BLOCKS))
 }
 
 pub fn run(
     device: &Device,
     problem: &Run,
     report: *mut moe_device_report_t,
-    (workspace, messages): (Workspace, Part),
+    (workspace, shared): (Workspace, Part),
     stream: moe_stream_t,
 ) -> Result<()> {
     let (desc, experts) = (&problem.desc, problem.desc.experts);
     let shape = Shape::new(experts);
-    let blocks = blocks(device, desc.bound, experts);
-    let memory = Memory::new(device, desc.bound, experts, blocks);
+    let blocks = run_blocks(device, desc.bound, shape);
+    let memory = Memory::new(device, shape, experts, ceil_div(desc.bound, blocks));
     device.run(report, stream, |launcher| {
         let params = SinkhornParams {
             rows: rows(problem.logits, problem.tokens, experts),
@@ -191,12 +234,11 @@ pub fn run(
             probs_quads: problem.probs.is_some_and(|probs| quads(&probs, experts)),
             column_sums: desc.start == Start::ColumnSums,
             relative: desc.stop == Stop::Relative,
-            two_level: blocks * experts > MESSAGES_OF_ONE_LEVEL,
             resident: memory.resident as i32,
             pitch: memory.pitch as i32,
             max_iterations: desc.max_iterations,
             tolerance: desc.tolerance as f32,
-            messages: workspace.at(messages),
+            shared: workspace.at(shared),
             log_d0: problem.log_d0,
             log_d1: problem.log_d1,
             iterations: problem.iterations,
@@ -204,7 +246,7 @@ pub fn run(
             report: launcher.report,
         };
         let launch = Launch {
-            kernel: ["sinkhorn_4", "sinkhorn_16", "sinkhorn_32"][shape.columns as usize / 16],
+            kernel: shape.kernel(),
             grid: [blocks as u32, 1, 1],
             block: shape.threads as u32,
             shared: memory.bytes as u32,

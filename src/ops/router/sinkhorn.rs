@@ -144,9 +144,9 @@ pub fn sinkhorn(ctx: &moe_context_t, desc: &moe_sinkhorn_desc_t, args: &moe_sink
         }),
         #[cfg(feature = "cuda")]
         Backend::Cuda(device) => {
-            let (layout, messages) = cuda::router::sinkhorn::run_layout(device, desc.bound, desc.experts);
+            let (layout, shared) = cuda::router::sinkhorn::run_layout(desc.experts);
             let workspace = Workspace::new(call.workspace, call.workspace_size, &layout)?;
-            cuda::router::sinkhorn::run(device, &problem, args.report, (workspace, messages), call.stream)
+            cuda::router::sinkhorn::run(device, &problem, args.report, (workspace, shared), call.stream)
         }
     }
 }
@@ -156,7 +156,7 @@ pub fn sinkhorn_workspace(ctx: &moe_context_t, desc: &moe_sinkhorn_desc_t) -> Re
     match &ctx.backend {
         Backend::Cpu => Ok(0),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(device) => Ok(cuda::router::sinkhorn::run_layout(device, desc.bound, desc.experts).0.bytes()),
+        Backend::Cuda(_) => Ok(cuda::router::sinkhorn::run_layout(desc.experts).0.bytes()),
     }
 }
 
