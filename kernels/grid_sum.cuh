@@ -15,11 +15,16 @@ __device__ inline void grid_add(uint64_t *total, float part) {
   asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(total), "l"(letter) : "memory");
 }
 
-// The total once all blocks have added to what was there `before`.
-__device__ inline uint64_t grid_await(const uint64_t *total, uint64_t before, unsigned blocks) {
+// The sum of the copies of a total, `pitch` apart, once all blocks have added to what was there `before`.
+template <int COPIES> __device__ inline uint64_t grid_await(const uint64_t *total, int64_t pitch, uint64_t before, unsigned blocks) {
   uint64_t now;
   do {
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(total) : "memory");
+    uint64_t copies[COPIES];
+#pragma unroll
+    for (int i = 0; i < COPIES; ++i) asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(copies[i]) : "l"(total + i * pitch) : "memory");
+    now = copies[0];
+#pragma unroll
+    for (int i = 1; i < COPIES; ++i) now += copies[i];
   } while ((now - before) >> (GRID_SUM_FRACTION + 1) != blocks);
   return now;
 }

@@ -22,13 +22,12 @@ constexpr float RANGE = 16777216.0f;
 
 // Rows that a thread's registers keep.
 template <int N> constexpr int KEPT = N == 4 ? 4 : N == 16 ? 2 : 0;
-// Columns that a thread leads: it joins the warps' sums, and has the column's u.
+// Columns that a thread of the leading warps has: it joins the warps' sums of them, and keeps their u.
 template <int N> constexpr int LED = N == 32 ? 4 : 1;
-// Neighbouring lanes that do so together, as far as there are threads and sums; the first of them leads.
-template <int N, int LANES>
-constexpr int HELPERS = THREADS<N> >= LANES * N * WARPS<N> ? WARPS<N> : THREADS<N> > LANES * N ? THREADS<N> / (LANES * N) : 1;
-// Floats from a warp's sums to the next one's: helpers read from different banks.
-template <int N, int LANES> constexpr int SCRATCH = LANES * N + 32 / HELPERS<N, LANES> % 32;
+// Copies of what the blocks share, each for some of them: an addition waits for others to the same place.
+#ifndef COPIES
+#define COPIES 4
+#endif
 
 // The block's shared memory.
 struct Memory {
@@ -39,8 +38,8 @@ struct Memory {
   // A row of columns for each warp; rows of terms; for those and the kept ones the shift, and eps so shifted.
   float *scratch, *rows, *shifts, *epsilons;
 
-  __device__ Memory(float *memory, const SinkhornParams &p, int width, int scratch_floats, int kept)
-      : totals(reinterpret_cast<uint64_t *>(memory)), u(memory + 4 * width), old(u + width), gauge(old + width), errors(gauge + width), scratch(errors + 16), rows(scratch + scratch_floats),
+  __device__ Memory(float *memory, const SinkhornParams &p, int width, int warps, int kept)
+      : totals(reinterpret_cast<uint64_t *>(memory)), u(memory + 4 * width), old(u + width), gauge(old + width), errors(gauge + width), scratch(errors + 16), rows(scratch + warps * width),
         shifts(rows + p.resident * p.pitch), epsilons(shifts + kept + p.resident) {}
 };
 
@@ -107,12 +106,16 @@ template <int N> struct Block {
     const int resident = kept_rows() + p.resident;
     if (!fresh) {
       const Row<N> u = load_columns<N>(place, m.u);
-      // Rows side by side, so that one waits less for its lanes. Kept rows that the block does not have are zeros.
-      float dots[KEPT<N> + 1];
+      if (place.count > place.groups) {
+        // Side by side, so that one row waits less for its lanes. Kept rows that the block does not have are zeros.
+        float dots[KEPT<N> + 1];
 #pragma unroll
-      for (int k = 0; k < KEPT<N>; ++k) dots[k] = dot(place, kept[k], u);
+        for (int k = 0; k < KEPT<N>; ++k) dots[k] = dot(place, kept[k], u);
 #pragma unroll
-      for (int k = 0; k < KEPT<N>; ++k) add(kept[k], dots[k], m.epsilons[k * place.groups + place.group]);
+        for (int k = 0; k < KEPT<N>; ++k) add(kept[k], dots[k], m.epsilons[k * place.groups + place.group]);
+      } else if (KEPT<N> > 0) {
+        add(kept[0], dot(place, kept[0], u), m.epsilons[place.group]);
+      }
 #pragma unroll 1
       for (int base = kept_rows(); base < min(place.count, resident); base += place.groups) {
         const Row<N> x = stored(base + place.group);
@@ -173,37 +176,39 @@ template <int N> struct Block {
   }
 };
 
-// The columns that this thread leads.
-template <int N, int LANES> struct Leader {
-  static constexpr int HELP = HELPERS<N, LANES>, PITCH = SCRATCH<N, LANES>;
+// The columns that this thread leads, in the first warps of its block.
+template <int N, int WIDTH> struct Leader {
+  static constexpr int THREADS_LED = WIDTH < 32 ? 32 : WIDTH / LED<N>, WARPS_LED = THREADS_LED / 32;
   const SinkhornParams &p;
   const Memory &m;
-  const int helper;
+  // Whether the thread's warp leads any.
+  const bool leads;
   // The most that a block can add.
   const float most;
   int round = 0;
   // S of the block, then of the grid.
   float sums[LED<N>];
 
-  __device__ Leader(const SinkhornParams &p, const Memory &m, float share) : p(p), m(m), helper(threadIdx.x % HELP), most(1.5f * share) {}
+  __device__ Leader(const SinkhornParams &p, const Memory &m, float share)
+      : p(p), m(m), leads(threadIdx.x < THREADS_LED), most(1.5f * share) {}
 
-  __device__ __forceinline__ int column(int i) const { return (threadIdx.x + i * THREADS<N>) / HELP; }
-  __device__ __forceinline__ bool leads(int i) const { return helper == 0 && column(i) < p.rows.experts; }
-  __device__ __forceinline__ uint64_t &seen(int i) const { return m.totals[round * LANES * N + column(i)]; }
-  __device__ __forceinline__ SharedColumns &shared(int i) const { return p.shared[column(i) / 4]; }
+  __device__ __forceinline__ int column(int i) const { return threadIdx.x + i * THREADS<N>; }
+  __device__ __forceinline__ bool has(int i) const { return column(i) < p.rows.experts; }
+  // Of a copy, whose lines are so many.
+  __device__ __forceinline__ int lines() const { return (p.rows.experts + 3) / 4; }
+  __device__ __forceinline__ SharedColumns &shared(int i, int copy) const { return p.shared[copy * lines() + column(i) / 4]; }
 
-  // Joins the columns of the block's threads.
-  __device__ __forceinline__ void join_block(bool maximum, const Place &place, Row<N> &row) {
-    over_warp(maximum, place, row, m.scratch + threadIdx.x / 32 * PITCH);
-    __syncthreads();
+  // Joins the warps' columns. Where these are fewer than 32, neighbours take every so many warps' each.
+  __device__ __forceinline__ void join_block(bool maximum) {
 #pragma unroll
     for (int i = 0; i < LED<N>; ++i) {
-      float value = maximum ? -INFINITY : 0.0f;
-      if (column(i) < LANES * N) {
+      float value = m.scratch[column(i)];
 #pragma unroll
-        for (int warp = 0; warp < WARPS<N>; warp += HELP) value = join(maximum, value, m.scratch[(warp + helper) * PITCH + column(i)]);
-      }
-      sums[i] = over_lanes(maximum, value, HELP);
+      for (int warp = THREADS_LED * LED<N> / WIDTH; warp < WARPS<N>; warp += THREADS_LED * LED<N> / WIDTH)
+        value = join(maximum, value, m.scratch[warp * WIDTH + column(i)]);
+#pragma unroll
+      for (int distance = WIDTH; distance < 32; distance *= 2) value = join(maximum, value, __shfl_xor_sync(ALL, value, distance));
+      sums[i] = value;
     }
   }
 
@@ -211,13 +216,15 @@ template <int N, int LANES> struct Leader {
   template <class Scale> __device__ __forceinline__ void join_grid(const Scale &scale) {
 #pragma unroll
     for (int i = 0; i < LED<N>; ++i)
-      if (leads(i)) grid_add(&shared(i).totals[round][column(i) % 4], fminf(fmaxf(sums[i] * scale(i), 0.0f), most));
+      if (has(i)) grid_add(&shared(i, blockIdx.x % COPIES).totals[round][column(i) % 4], fminf(fmaxf(sums[i] * scale(i), 0.0f), most));
 #pragma unroll
     for (int i = 0; i < LED<N>; ++i) {
-      if (!leads(i)) continue;
-      const uint64_t before = seen(i), now = grid_await(&shared(i).totals[round][column(i) % 4], before, gridDim.x);
-      sums[i] = grid_sum(before, now) * inverse_power(scale(i));
-      seen(i) = now;
+      if (!has(i)) continue;
+      uint64_t &seen = m.totals[round * WIDTH + column(i)];
+      constexpr int words = sizeof(SharedColumns) / sizeof seen;
+      const uint64_t now = grid_await<COPIES>(&shared(i, 0).totals[round][column(i) % 4], lines() * words, seen, gridDim.x);
+      sums[i] = grid_sum(seen, now) * inverse_power(scale(i));
+      seen = now;
     }
     round ^= 1;
   }
@@ -241,19 +248,20 @@ template <int N, int LANES> __device__ __forceinline__ void run(const SinkhornPa
     return;
   }
   const Place place(p.rows, LANES, count);
-  const Memory m(reinterpret_cast<float *>(memory), p, width, WARPS<N> * SCRATCH<N, LANES>, KEPT<N> * place.groups);
+  const Memory m(reinterpret_cast<float *>(memory), p, width, WARPS<N>, KEPT<N> * place.groups);
+  float *const own = m.scratch + threadIdx.x / 32 * width;
   Block<N> block{p, place, m, tokens};
+  Leader<N, width> leader(p, m, place.count / tokens);
 #pragma unroll
   for (int k = 0; k < KEPT<N>; ++k) block.kept[k] = filled<N>(0);
   for (int row = threadIdx.x; row < KEPT<N> * place.groups; row += blockDim.x) m.epsilons[row] = INFINITY;
-  Leader<N, LANES> leader(p, m, place.count / tokens);
-  // Nobody adds before the grid has met; until then there are terms to be made.
-  if (blockIdx.x == 0)
-    for (int i = threadIdx.x; i < (p.rows.experts + 3) / 4; i += blockDim.x) p.shared[i] = SharedColumns{};
   for (int column = threadIdx.x; column < width; column += blockDim.x) {
     m.totals[column] = m.totals[width + column] = 0;
     m.u[column] = 1, m.old[column] = 1, m.gauge[column] = 0;
   }
+  // Nobody adds before the grid has met; until then there are terms to be made.
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < COPIES * ((p.rows.experts + 3) / 4); i += gridDim.x * blockDim.x)
+    p.shared[i] = SharedColumns{};
   const auto grid = cooperative_groups::this_grid();
   auto arrival = grid.barrier_arrive();
   bool met = false;
@@ -265,69 +273,84 @@ template <int N, int LANES> __device__ __forceinline__ void run(const SinkhornPa
   if (p.column_sums) {
     // d1 = 1/(E * column sums of exp(L)): the gauge has the columns' maxima, u takes what is left.
     Row<N> columns = column_maxima<N>(place, p.report);
-    leader.join_block(true, place, columns);
+    over_warp(true, place, columns, own);
     grid.barrier_wait(std::move(arrival));
     met = true;
+    if (leader.leads) {
+      leader.join_block(true);
 #pragma unroll
-    for (int i = 0; i < LED<N>; ++i)
-      if (leader.leads(i)) atomicMax(&leader.shared(i).maxima[leader.column(i) % 4], to_ordered(leader.sums[i]));
+      for (int i = 0; i < LED<N>; ++i)
+        if (leader.has(i)) atomicMax(&leader.shared(i, 0).maxima[leader.column(i) % 4], to_ordered(leader.sums[i]));
+    }
     grid.sync();
 #pragma unroll
     for (int i = 0; i < LED<N>; ++i)
-      if (leader.leads(i)) {
-        const float maximum = from_ordered(__ldcg(&leader.shared(i).maxima[leader.column(i) % 4]));
+      if (leader.leads && leader.has(i)) {
+        const float maximum = from_ordered(__ldcg(&leader.shared(i, 0).maxima[leader.column(i) % 4]));
         m.old[leader.column(i)] = maximum, m.gauge[leader.column(i)] = -maximum;
       }
     __syncthreads();
     columns = column_exponentials<N>(place, m.old, p.report);
-    leader.join_block(false, place, columns);
-    leader.join_grid([&](int) { return inverse_power(2 * power_of_two(tokens)); });
+    over_warp(false, place, columns, own);
+    __syncthreads();
+    if (leader.leads) {
+      leader.join_block(false);
+      leader.join_grid([&](int) { return inverse_power(2 * power_of_two(tokens)); });
 #pragma unroll
-    for (int i = 0; i < LED<N>; ++i)
-      if (leader.leads(i)) {
-        const int column = leader.column(i);
-        const bool empty = !(leader.sums[i] > 0);
-        if (empty) m.gauge[column] = -logf(experts) - LOG_EPSILON;
-        m.u[column] = u[i] = empty ? 1.0f : 1.0f / (experts * leader.sums[i]);
-        gauge[i] = expf(m.gauge[column]);
-      }
+      for (int i = 0; i < LED<N>; ++i)
+        if (leader.has(i)) {
+          const int column = leader.column(i);
+          const bool empty = !(leader.sums[i] > 0);
+          if (empty) m.gauge[column] = -logf(experts) - LOG_EPSILON;
+          m.u[column] = u[i] = empty ? 1.0f : 1.0f / (experts * leader.sums[i]);
+          gauge[i] = expf(m.gauge[column]);
+        }
+    }
     block.gauge = m.gauge;
     __syncthreads();
   }
 
   int iterations = 0;
   float error;
+  const float weight = p.relative ? 1.0f : 1.0f / experts;
   for (bool fresh = true;;) {
     Row<N> columns = block.column_sums(fresh);
-    leader.join_block(false, place, columns);
-    if (!met) grid.barrier_wait(std::move(arrival));
-    met = true;
-    leader.join_grid([&](int i) { return power_of_two(u[i]); });
+    over_warp(false, place, columns, own);
+    if (met) {
+      __syncthreads();
+    } else {
+      grid.barrier_wait(std::move(arrival));
+      met = true;
+    }
     // u from S, what the stopping test looks at, and whether some u leaves its range.
     bool out = false;
-    error = 0;
+    if (leader.leads) {
+      leader.join_block(false);
+      leader.join_grid([&](int i) { return power_of_two(u[i]); });
+      error = 0;
 #pragma unroll
-    for (int i = 0; i < LED<N>; ++i) {
-      if (!leader.leads(i)) continue;
-      const float mass = leader.sums[i] + EPSILON * gauge[i], old = u[i];
-      u[i] = fminf(1.0f / (experts * mass), LARGEST);
-      const float change = p.relative ? fabsf(old * experts * mass - 1) : fabsf(old - u[i]);
-      error = p.relative ? fmaxf(error, change) : error + (change > 0 ? change * gauge[i] : 0.0f);
-      out |= !(u[i] > 1 / RANGE && u[i] < RANGE);
-      m.old[leader.column(i)] = old, m.u[leader.column(i)] = u[i];
+      for (int i = 0; i < LED<N>; ++i) {
+        if (!leader.has(i)) continue;
+        const float mass = leader.sums[i] + EPSILON * gauge[i], old = u[i];
+        u[i] = fminf(1.0f / (experts * mass), LARGEST);
+        const float change = p.relative ? fabsf(old * experts * mass - 1) : fabsf(old - u[i]);
+        error = p.relative ? fmaxf(error, change) : error + (change > 0 ? change * gauge[i] : 0.0f);
+        out |= !(u[i] > 1 / RANGE && u[i] < RANGE);
+        m.old[leader.column(i)] = old, m.u[leader.column(i)] = u[i];
+      }
+      error = over_lanes(p.relative, error, 32);
+      if (threadIdx.x % 32 == 0) m.errors[threadIdx.x / 32] = error;
     }
-    error = over_lanes(p.relative, error, 32);
-    if (threadIdx.x % 32 == 0) m.errors[threadIdx.x / 32] = error;
     fresh = __syncthreads_or(out);
     error = m.errors[0];
 #pragma unroll
-    for (int warp = 1; warp < WARPS<N>; ++warp) error = join(p.relative, error, m.errors[warp]);
-    if (!p.relative) error /= experts;
+    for (int warp = 1; warp < leader.WARPS_LED; ++warp) error = join(p.relative, error, m.errors[warp]);
+    error *= weight;
     if (++iterations == p.max_iterations || error <= p.tolerance) break;
     if (!fresh) continue;
 #pragma unroll
     for (int i = 0; i < LED<N>; ++i)
-      if (leader.leads(i)) {
+      if (leader.leads && leader.has(i)) {
         const int column = leader.column(i);
         const float next = log_next(m.gauge[column], leader.sums[i], p.rows.experts);
         m.gauge[column] = next, m.u[column] = u[i] = 1, gauge[i] = expf(next);
@@ -340,7 +363,7 @@ template <int N, int LANES> __device__ __forceinline__ void run(const SinkhornPa
   if (p.log_d1 == nullptr || blockIdx.x != 0) return;
 #pragma unroll
   for (int i = 0; i < LED<N>; ++i)
-    if (leader.leads(i)) p.log_d1[leader.column(i)] = log_next(m.gauge[leader.column(i)], leader.sums[i], p.rows.experts);
+    if (leader.leads && leader.has(i)) p.log_d1[leader.column(i)] = log_next(m.gauge[leader.column(i)], leader.sums[i], p.rows.experts);
 }
 
 } // namespace

@@ -10,8 +10,8 @@ use crate::workspace::{Layout, Part, Workspace};
 
 /// A sum over the grid counts its blocks in 8 bits (kernels/grid_sum.cuh).
 const MOST_BLOCKS: i64 = 255;
-/// Steps of a block's rows from which on there are more blocks, as far as there are multiprocessors.
-const STEPS: i64 = 2;
+/// Copies of what the blocks share of the columns (kernels/sinkhorn.cu).
+const COPIES: i64 = 4;
 /// Threads a block of the step's small kernels.
 const STEP_THREADS: i64 = 512;
 
@@ -123,17 +123,7 @@ impl Shape {
 
     /// Floats of a row of columns for each warp.
     fn scratch(&self) -> i64 {
-        self.warps() * self.width()
-    }
-
-    fn warps(&self) -> i64 {
-        self.threads / 32
-    }
-
-    /// Floats from a warp's sums to the next one's (kernels/sinkhorn.cu, SCRATCH).
-    fn scratch_pitch(&self) -> i64 {
-        let helpers = (self.threads / self.width()).clamp(1, self.warps());
-        self.width() + 32 / helpers % 32
+        self.threads / 32 * self.width()
     }
 
     /// Rows that the registers of a block keep (kernels/sinkhorn.cu, KEPT).
@@ -179,7 +169,7 @@ fn blocks(device: &Device, tokens: i64, experts: i64) -> i64 {
 /// The workspace of one launch: what its blocks share.
 pub fn run_layout(experts: i64) -> (Layout, Part) {
     let mut layout = Layout::default();
-    let shared = layout.part(ceil_div(experts, 4) * size_of::<SharedColumns>() as i64);
+    let shared = layout.part(COPIES * ceil_div(experts, 4) * size_of::<SharedColumns>() as i64);
     (layout, shared)
 }
 
@@ -203,7 +193,7 @@ impl Memory {
         let quads = ceil_div(experts, 4);
         let pitch = 4 * if shape.lanes < 8 { (ceil_div(quads, shape.lanes) | 1) * shape.lanes } else { quads };
         // Two totals and three numbers of a column, an error a warp, the warps' sums, and two numbers of each row.
-        let fixed = 7 * shape.width() + 16 + shape.warps() * shape.scratch_pitch() + 2 * shape.kept();
+        let fixed = 7 * shape.width() + 16 + shape.scratch() + 2 * shape.kept();
         let most = ((i64::from(device.shared_memory) / 4 - fixed) / (pitch + 2)).max(0) / shape.rows() * shape.rows();
         let wanted = ceil_div(tokens, shape.rows()) * shape.rows() - shape.kept();
         let resident = wanted.clamp(0, most);
@@ -211,9 +201,9 @@ impl Memory {
     }
 }
 
-/// Blocks for so many tokens, which run at once.
+/// Blocks for so many tokens, which run at once: each handles a row with every lane, as far as there are multiprocessors.
 fn run_blocks(device: &Device, tokens: i64, shape: Shape) -> i64 {
-    ceil_div(tokens, STEPS * shape.rows()).clamp(1, i64::from(device.multiprocessors).min(MOST_BLOCKS))
+    ceil_div(tokens, shape.rows()).clamp(1, i64::from(device.multiprocessors).min(MOST_BLOCKS))
 }
 
 pub fn run(
