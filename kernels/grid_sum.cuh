@@ -16,15 +16,15 @@ __device__ inline void grid_add(uint64_t *total, float part) {
 }
 
 // The sum of the copies of a total, `pitch` apart, once all blocks have added to what was there `before`.
-template <int COPIES> __device__ inline uint64_t grid_await(const uint64_t *total, int64_t pitch, uint64_t before, unsigned blocks) {
+template <int COUNT> __device__ inline uint64_t grid_await(const uint64_t *total, int64_t pitch, uint64_t before, unsigned blocks) {
   uint64_t now;
   do {
-    uint64_t copies[COPIES];
+    uint64_t copies[COUNT];
 #pragma unroll
-    for (int i = 0; i < COPIES; ++i) asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(copies[i]) : "l"(total + i * pitch) : "memory");
+    for (int i = 0; i < COUNT; ++i) asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(copies[i]) : "l"(total + i * pitch) : "memory");
     now = copies[0];
 #pragma unroll
-    for (int i = 1; i < COPIES; ++i) now += copies[i];
+    for (int i = 1; i < COUNT; ++i) now += copies[i];
   } while ((now - before) >> (GRID_SUM_FRACTION + 1) != blocks);
   return now;
 }

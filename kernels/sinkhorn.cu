@@ -25,9 +25,7 @@ template <int N> constexpr int KEPT = N == 4 ? 4 : N == 16 ? 2 : 0;
 // Columns that a thread of the leading warps has: it joins the warps' sums of them, and keeps their u.
 template <int N> constexpr int LED = N == 32 ? 4 : 1;
 // Copies of what the blocks share, each for some of them: an addition waits for others to the same place.
-#ifndef COPIES
-#define COPIES 4
-#endif
+constexpr int COPIES = 4;
 
 // The block's shared memory.
 struct Memory {

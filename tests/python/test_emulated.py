@@ -63,3 +63,8 @@ def test_dispatch_plan(environment, request):
 
 def test_router_logits(environment, request):
     run_tests("test_router_logits.py", "tiles", environment, request)
+
+
+def test_sinkhorn(environment, request):
+    """Without the tests of many iterations or tokens, which take minutes."""
+    run_tests("test_sinkhorn.py", "presets and bf16 and not 3000 or replace or infinities or true_count or no_tokens or pitch", environment, request)

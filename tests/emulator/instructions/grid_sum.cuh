@@ -10,10 +10,10 @@ inline void grid_add(uint64_t *total, float part) {
   ++emulator::progress;
 }
 
-template <int COPIES> inline uint64_t grid_await(const uint64_t *total, int64_t pitch, uint64_t before, unsigned blocks) {
+template <int COUNT> inline uint64_t grid_await(const uint64_t *total, int64_t pitch, uint64_t before, unsigned blocks) {
   while (true) {
     uint64_t now = 0;
-    for (int i = 0; i < COPIES; ++i) now += total[i * pitch];
+    for (int i = 0; i < COUNT; ++i) now += total[i * pitch];
     if ((now - before) >> (GRID_SUM_FRACTION + 1) == blocks) return now;
     emulator::wait(emulator::POLLING, __LINE__);
   }
