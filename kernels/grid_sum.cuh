@@ -7,7 +7,6 @@
 
 // Bits of the fraction; one more for a sum just above 1; the rest counts blocks.
 constexpr int GRID_SUM_FRACTION = 55;
-constexpr int GRID_SUM_BLOCKS = 1 << (64 - GRID_SUM_FRACTION - 1);
 
 // Adds a block's part; together the parts are in [0, 2).
 __device__ inline void grid_add(uint64_t *total, float part) {
@@ -15,16 +14,11 @@ __device__ inline void grid_add(uint64_t *total, float part) {
   asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(total), "l"(letter) : "memory");
 }
 
-// The sum of the copies of a total, `pitch` apart, once all blocks have added to what was there `before`.
-template <int COUNT> __device__ inline uint64_t grid_await(const uint64_t *total, int64_t pitch, uint64_t before, unsigned blocks) {
+// The total once all blocks have added to what was there `before`.
+__device__ inline uint64_t grid_await(const uint64_t *total, uint64_t before, unsigned blocks) {
   uint64_t now;
   do {
-    uint64_t copies[COUNT];
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(copies[i]) : "l"(total + i * pitch) : "memory");
-    now = copies[0];
-#pragma unroll
-    for (int i = 1; i < COUNT; ++i) now += copies[i];
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(total) : "memory");
   } while ((now - before) >> (GRID_SUM_FRACTION + 1) != blocks);
   return now;
 }

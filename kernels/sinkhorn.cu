@@ -24,9 +24,6 @@ constexpr float RANGE = 16777216.0f;
 template <int N> constexpr int KEPT = N == 4 ? 4 : N == 16 ? 2 : 0;
 // Columns that a thread of the leading warps has: it joins the warps' sums of them, and keeps their u.
 template <int N> constexpr int LED = N == 32 ? 4 : 1;
-// Copies of what the blocks share, each for some of them: an addition waits for others to the same place.
-constexpr int COPIES = 4;
-
 // The block's shared memory.
 struct Memory {
   // The columns' totals when they were last seen, of even and of odd rounds: each its leader's.
@@ -37,7 +34,7 @@ struct Memory {
   float *scratch, *rows, *shifts, *epsilons;
 
   __device__ Memory(float *memory, const SinkhornParams &p, int width, int warps, int kept)
-      : totals(reinterpret_cast<uint64_t *>(memory)), u(memory + 4 * width), old(u + width), gauge(old + width), errors(gauge + width), scratch(errors + 16), rows(scratch + warps * width),
+      : totals(reinterpret_cast<uint64_t *>(memory)), u(memory + 4 * max(width, 32)), old(u + width), gauge(old + width), errors(gauge + width), scratch(errors + 16), rows(scratch + warps * width),
         shifts(rows + p.resident * p.pitch), epsilons(shifts + kept + p.resident) {}
 };
 
@@ -176,7 +173,7 @@ template <int N> struct Block {
 
 // The columns that this thread leads, in the first warps of its block.
 template <int N, int WIDTH> struct Leader {
-  static constexpr int THREADS_LED = WIDTH < 32 ? 32 : WIDTH / LED<N>, WARPS_LED = THREADS_LED / 32;
+  static constexpr int THREADS_LED = WIDTH < 32 ? 32 : WIDTH / LED<N>, WARPS_LED = THREADS_LED / 32, PLACES = THREADS_LED * LED<N>;
   const SinkhornParams &p;
   const Memory &m;
   // Whether the thread's warp leads any.
@@ -188,22 +185,23 @@ template <int N, int WIDTH> struct Leader {
   float sums[LED<N>];
 
   __device__ Leader(const SinkhornParams &p, const Memory &m, float share)
-      : p(p), m(m), leads(threadIdx.x < THREADS_LED), most(1.5f * share) {}
+      : p(p), m(m), leads(threadIdx.x / 32 * 32 < min(THREADS_LED, p.rows.experts)), most(1.5f * share) {}
 
-  __device__ __forceinline__ int column(int i) const { return threadIdx.x + i * THREADS<N>; }
-  __device__ __forceinline__ bool has(int i) const { return column(i) < p.rows.experts; }
-  // Of a copy, whose lines are so many.
-  __device__ __forceinline__ int lines() const { return (p.rows.experts + 3) / 4; }
-  __device__ __forceinline__ SharedColumns &shared(int i, int copy) const { return p.shared[copy * lines() + column(i) / 4]; }
+  // Threads without a column go along with the last one, so that their warp stays together; they write nothing.
+  __device__ __forceinline__ int place(int i) const { return threadIdx.x + i * THREADS<N>; }
+  __device__ __forceinline__ int column(int i) const { return min(place(i), p.rows.experts - 1); }
+  __device__ __forceinline__ bool has(int i) const { return place(i) < p.rows.experts; }
+  __device__ __forceinline__ uint64_t *total(int i) const { return &p.shared[column(i) / 4].totals[round][column(i) % 4]; }
+  __device__ __forceinline__ uint32_t *maximum(int i) const { return &p.shared[column(i) / 4].maxima[column(i) % 4]; }
 
   // Joins the warps' columns. Where these are fewer than 32, neighbours take every so many warps' each.
   __device__ __forceinline__ void join_block(bool maximum) {
+    constexpr int step = PLACES / WIDTH;
 #pragma unroll
     for (int i = 0; i < LED<N>; ++i) {
-      float value = m.scratch[column(i)];
+      float value = m.scratch[place(i)];
 #pragma unroll
-      for (int warp = THREADS_LED * LED<N> / WIDTH; warp < WARPS<N>; warp += THREADS_LED * LED<N> / WIDTH)
-        value = join(maximum, value, m.scratch[warp * WIDTH + column(i)]);
+      for (int warp = step; warp < WARPS<N>; warp += step) value = join(maximum, value, m.scratch[warp * WIDTH + place(i)]);
 #pragma unroll
       for (int distance = WIDTH; distance < 32; distance *= 2) value = join(maximum, value, __shfl_xor_sync(ALL, value, distance));
       sums[i] = value;
@@ -214,13 +212,11 @@ template <int N, int WIDTH> struct Leader {
   template <class Scale> __device__ __forceinline__ void join_grid(const Scale &scale) {
 #pragma unroll
     for (int i = 0; i < LED<N>; ++i)
-      if (has(i)) grid_add(&shared(i, blockIdx.x % COPIES).totals[round][column(i) % 4], fminf(fmaxf(sums[i] * scale(i), 0.0f), most));
+      if (has(i)) grid_add(total(i), fminf(fmaxf(sums[i] * scale(i), 0.0f), most));
 #pragma unroll
     for (int i = 0; i < LED<N>; ++i) {
-      if (!has(i)) continue;
-      uint64_t &seen = m.totals[round * WIDTH + column(i)];
-      constexpr int words = sizeof(SharedColumns) / sizeof seen;
-      const uint64_t now = grid_await<COPIES>(&shared(i, 0).totals[round][column(i) % 4], lines() * words, seen, gridDim.x);
+      uint64_t &seen = m.totals[round * PLACES + place(i)];
+      const uint64_t now = grid_await(total(i), seen, gridDim.x);
       sums[i] = grid_sum(seen, now) * inverse_power(scale(i));
       seen = now;
     }
@@ -253,12 +249,11 @@ template <int N, int LANES> __device__ __forceinline__ void run(const SinkhornPa
 #pragma unroll
   for (int k = 0; k < KEPT<N>; ++k) block.kept[k] = filled<N>(0);
   for (int row = threadIdx.x; row < KEPT<N> * place.groups; row += blockDim.x) m.epsilons[row] = INFINITY;
-  for (int column = threadIdx.x; column < width; column += blockDim.x) {
-    m.totals[column] = m.totals[width + column] = 0;
-    m.u[column] = 1, m.old[column] = 1, m.gauge[column] = 0;
-  }
+  for (int column = threadIdx.x; column < width; column += blockDim.x) m.u[column] = 1, m.old[column] = 1, m.gauge[column] = 0;
+  for (int i = threadIdx.x; i < 2 * leader.PLACES; i += blockDim.x) m.totals[i] = 0;
+  if (threadIdx.x < 16) m.errors[threadIdx.x] = 0;
   // Nobody adds before the grid has met; until then there are terms to be made.
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < COPIES * ((p.rows.experts + 3) / 4); i += gridDim.x * blockDim.x)
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (p.rows.experts + 3) / 4; i += gridDim.x * blockDim.x)
     p.shared[i] = SharedColumns{};
   const auto grid = cooperative_groups::this_grid();
   auto arrival = grid.barrier_arrive();
@@ -278,13 +273,13 @@ template <int N, int LANES> __device__ __forceinline__ void run(const SinkhornPa
       leader.join_block(true);
 #pragma unroll
       for (int i = 0; i < LED<N>; ++i)
-        if (leader.has(i)) atomicMax(&leader.shared(i, 0).maxima[leader.column(i) % 4], to_ordered(leader.sums[i]));
+        if (leader.has(i)) atomicMax(leader.maximum(i), to_ordered(leader.sums[i]));
     }
     grid.sync();
 #pragma unroll
     for (int i = 0; i < LED<N>; ++i)
       if (leader.leads && leader.has(i)) {
-        const float maximum = from_ordered(__ldcg(&leader.shared(i, 0).maxima[leader.column(i) % 4]));
+        const float maximum = from_ordered(__ldcg(leader.maximum(i)));
         m.old[leader.column(i)] = maximum, m.gauge[leader.column(i)] = -maximum;
       }
     __syncthreads();
@@ -328,13 +323,13 @@ template <int N, int LANES> __device__ __forceinline__ void run(const SinkhornPa
       error = 0;
 #pragma unroll
       for (int i = 0; i < LED<N>; ++i) {
-        if (!leader.has(i)) continue;
         const float mass = leader.sums[i] + EPSILON * gauge[i], old = u[i];
         u[i] = fminf(1.0f / (experts * mass), LARGEST);
         const float change = p.relative ? fabsf(old * experts * mass - 1) : fabsf(old - u[i]);
-        error = p.relative ? fmaxf(error, change) : error + (change > 0 ? change * gauge[i] : 0.0f);
-        out |= !(u[i] > 1 / RANGE && u[i] < RANGE);
-        m.old[leader.column(i)] = old, m.u[leader.column(i)] = u[i];
+        const float part = p.relative ? change : change > 0 ? change * gauge[i] : 0.0f;
+        error = join(p.relative, error, leader.has(i) ? part : 0.0f);
+        out |= leader.has(i) && !(u[i] > 1 / RANGE && u[i] < RANGE);
+        if (leader.has(i)) m.old[leader.column(i)] = old, m.u[leader.column(i)] = u[i];
       }
       error = over_lanes(p.relative, error, 32);
       if (threadIdx.x % 32 == 0) m.errors[threadIdx.x / 32] = error;

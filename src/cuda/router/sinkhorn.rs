@@ -10,8 +10,6 @@ use crate::workspace::{Layout, Part, Workspace};
 
 /// A sum over the grid counts its blocks in 8 bits (kernels/grid_sum.cuh).
 const MOST_BLOCKS: i64 = 255;
-/// Copies of what the blocks share of the columns (kernels/sinkhorn.cu).
-const COPIES: i64 = 4;
 /// Threads a block of the step's small kernels.
 const STEP_THREADS: i64 = 512;
 
@@ -169,7 +167,7 @@ fn blocks(device: &Device, tokens: i64, experts: i64) -> i64 {
 /// The workspace of one launch: what its blocks share.
 pub fn run_layout(experts: i64) -> (Layout, Part) {
     let mut layout = Layout::default();
-    let shared = layout.part(COPIES * ceil_div(experts, 4) * size_of::<SharedColumns>() as i64);
+    let shared = layout.part(ceil_div(experts, 4) * size_of::<SharedColumns>() as i64);
     (layout, shared)
 }
 
@@ -193,7 +191,7 @@ impl Memory {
         let quads = ceil_div(experts, 4);
         let pitch = 4 * if shape.lanes < 8 { (ceil_div(quads, shape.lanes) | 1) * shape.lanes } else { quads };
         // Two totals and three numbers of a column, an error a warp, the warps' sums, and two numbers of each row.
-        let fixed = 7 * shape.width() + 16 + shape.scratch() + 2 * shape.kept();
+        let fixed = 4 * shape.width().max(32) + 3 * shape.width() + 16 + shape.scratch() + 2 * shape.kept();
         let most = ((i64::from(device.shared_memory) / 4 - fixed) / (pitch + 2)).max(0) / shape.rows() * shape.rows();
         let wanted = ceil_div(tokens, shape.rows()) * shape.rows() - shape.kept();
         let resident = wanted.clamp(0, most);

@@ -10,13 +10,9 @@ inline void grid_add(uint64_t *total, float part) {
   ++emulator::progress;
 }
 
-template <int COUNT> inline uint64_t grid_await(const uint64_t *total, int64_t pitch, uint64_t before, unsigned blocks) {
-  while (true) {
-    uint64_t now = 0;
-    for (int i = 0; i < COUNT; ++i) now += total[i * pitch];
-    if ((now - before) >> (GRID_SUM_FRACTION + 1) == blocks) return now;
-    emulator::wait(emulator::POLLING, __LINE__);
-  }
+inline uint64_t grid_await(const uint64_t *total, uint64_t before, unsigned blocks) {
+  while ((*total - before) >> (GRID_SUM_FRACTION + 1) != blocks) emulator::wait(emulator::POLLING, __LINE__);
+  return *total;
 }
 
 inline float grid_sum(uint64_t before, uint64_t now) {
