@@ -75,8 +75,10 @@ const WARPS: i64 = 8;
 pub(crate) const STAGING: i64 = 2048;
 /// Bytes of all else that does not depend on the problem.
 const BARRIERS: i64 = 16 * MAX_STAGES as i64 + 32;
-/// Bytes of a group in the schedule.
+/// Bytes of a group in the schedule; while that is built, twice as many more are lent from the stages.
 const WORK: i64 = 16;
+/// Groups whose schedule leaves every kernel stages enough.
+const MAX_GROUPS: i64 = 2048;
 
 pub fn is_hopper(device: &Device) -> bool {
     HOPPER && device.capability == 90
@@ -86,11 +88,11 @@ pub fn is_narrow(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::Bf16 | Dtype::Fp16)
 }
 
-/// Sizes that the kernels count in 32 bits.
+/// Groups that the schedule has room for, and sizes that the kernels count in 32 bits.
 pub fn counts_fit(rows_max: i64, groups: i64, rows: i64, columns: i64) -> bool {
     const LIMIT: i64 = 1 << 31;
     let tiles = (rows / TILE_ROWS + groups).saturating_mul(columns / 128 + 1);
-    rows_max < LIMIT - 256 && rows < LIMIT - 256 && columns < LIMIT - 256 && tiles < LIMIT
+    groups <= MAX_GROUPS && rows_max < LIMIT - 256 && rows < LIMIT - 256 && columns < LIMIT - 256 && tiles < LIMIT
 }
 
 /// The boxes of rows of A: 64 elements of the reduction of 64 rows.
