@@ -64,6 +64,7 @@ from .router import (
     router_loss_bwd,
     router_loss_fwd,
     sinkhorn,
+    sinkhorn_step,
 )
 
 globals().update({name.removeprefix("MOE_"): value for name, value in _constants.items()})

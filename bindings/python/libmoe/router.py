@@ -181,6 +181,25 @@ def sinkhorn(ctx, logits, *, probs=None, log_d0=None, log_d1=True, iterations=No
     return call.collect(SinkhornOutput)
 
 
+def sinkhorn_step(ctx, logits, round, log_d1, column_mass, done, *, total_tokens=None, log_d0=None, iterations=None,
+                  error=None, num_tokens=None, report=None, stream=None, **options):
+    """One round of Sinkhorn over the tokens of several ranks; see moe_sinkhorn_step_args_t in moe.h.
+
+    For round = first to max_iterations: sinkhorn_step, then, but for the last round, column_mass is all-reduced by sum
+    (by maximum after round -2). first is 0; -2 where d1 starts from column sums (SINKHORN_NEOX). The state, the same
+    arrays in all rounds: log_d1 and column_mass fp32[E], done int32[1]. total_tokens fp32[1]: those of all ranks.
+    """
+    call = Call(ctx, "sinkhorn_step")
+    call.takes("T E", logits=logits)
+    call.takes("E", log_d1=log_d1, column_mass=column_mass)
+    call.takes("1", done=done, total_tokens=total_tokens)
+    call.gives("T", "float32", log_d0=log_d0)
+    call.gives("1", "int32", iterations=iterations)
+    call.gives("1", "float32", error=error)
+    call.run(_logits_only_desc(call, logits, options), stream, round=round, num_tokens=num_tokens, report=report)
+    return SinkhornOutput(None, call.args["log_d0"], log_d1, call.args["iterations"], call.args["error"])
+
+
 def expert_choice_fwd(ctx, logits, capacity, *, token_ids=True, weights=True, weights_dense=None, byte_mask=None,
                       bit_mask=None, ids_dtype="int32", weights_dtype=None, padding_mask=None, num_tokens=None,
                       report=None, stream=None, **options):
