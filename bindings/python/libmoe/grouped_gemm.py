@@ -5,6 +5,8 @@ R rows, E groups, N and K the matrices' sides. `b` and `db` may be lists of E ar
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import _arrays, _context
 from ._calls import Call, dtype_of, first
 from ._header import constants
@@ -21,16 +23,27 @@ class GroupedGemmGrads(NamedTuple):
 def gmm(a, b, batch_sizes, trans_b=False):
     """c[R, N]: batch_sizes[e] rows of a[R, K] for each expert times b[e], [E, K, N], with trans_b [E, N, K].
 
-    The signature of the grouped_gemm package. batch_sizes int64[E] on the CPU or beside a, where the host never reads it.
-    PyTorch's tensors carry gradients.
+    The signature of the grouped_gemm package. batch_sizes int64[E] or int32[E], on the CPU or beside a: on a GPU the host
+    never reads it. PyTorch's tensors carry gradients.
     """
     if _arrays.array_library(a) is _arrays.Torch:
         from .torch import gmm
 
         return gmm(a, b, batch_sizes, trans_b)
-    sizes = batch_sizes if batch_sizes.dtype == "int64" else batch_sizes.astype("int64")
+    dtype = _arrays.view("batch_sizes", batch_sizes).dtype
+    if dtype not in ("int64", "int32"):
+        raise TypeError(f"gmm: batch_sizes has dtype {dtype}; it must be int64 or int32")
+    if isinstance(batch_sizes, np.ndarray):
+        check_batch_sizes(batch_sizes.ravel().tolist(), a.shape[0])
+    sizes = batch_sizes if dtype == "int64" else batch_sizes.astype("int64")
     layout = OUT_IN if trans_b else IN_OUT
     return grouped_gemm_fwd(_context.of_device(_arrays.view("a", a).device), a, b, group_sizes=sizes, b_layout=layout)
+
+
+def check_batch_sizes(sizes, rows):
+    """ValueError unless so many rows hold the groups; for sizes that the host can read."""
+    if min(sizes, default=0) < 0 or sum(sizes) > rows:
+        raise ValueError(f"gmm: batch_sizes are {min(sizes)} or more, {sum(sizes)} together; a has {rows} rows for them")
 
 
 def grouped_gemm_fwd(ctx, a, b, group_offsets=None, *, group_sizes=None, bias=None, row_index=None, b_layout=OUT_IN,

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..grouped_gemm import check_batch_sizes
 from ._call import DTYPES, Operation, fits, rows
 from ._define import autocast, no_second_derivative, operator
 from ._expert_mlp import IN_OUT, stored
@@ -15,14 +16,21 @@ def gmm(a, b, batch_sizes, trans_b=False):
 
     batch_sizes int64[E] on the CPU or with a; on the GPU it is never read by the host.
     """
+    for name, tensor in (("a", a), ("b", b), ("batch_sizes", batch_sizes)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"gmm: {name} is {type(tensor).__name__}: not a tensor")
     shapes = f"a {list(a.shape)}, b {list(b.shape)}, batch_sizes {list(batch_sizes.shape)}, trans_b={trans_b}"
     if (a.dim(), b.dim(), batch_sizes.dim()) != (2, 3, 1):
         raise ValueError(f"gmm takes a [R, K], b [E, K, N], batch_sizes [E]; got {shapes}")
     if a.shape[1] != b.shape[2 if trans_b else 1] or batch_sizes.shape[0] != b.shape[0]:
         raise ValueError(f"gmm: {shapes} do not fit")
+    if batch_sizes.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"gmm: batch_sizes has dtype {batch_sizes.dtype}; it must be int64 or int32")
     a, b = autocast(a, b)
     if a.dtype != b.dtype:
         raise ValueError(f"gmm: a has dtype {a.dtype}, b {b.dtype}")
+    if batch_sizes.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_batch_sizes(batch_sizes.tolist(), a.shape[0])
     sizes = batch_sizes.to(a.device, torch.int64, non_blocking=True).contiguous()
     return grouped_gemm(a, b, group_sizes=sizes, b_layout=0 if trans_b else IN_OUT)
 
