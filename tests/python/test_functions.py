@@ -42,6 +42,23 @@ def test_arguments_that_are_missing(ctx):
         libmoe.activation_fwd(ctx, zeros((4, 8), "fp32"), activatoin=1)
 
 
+def test_gmm(ctx, rng):
+    sizes = np.array([3, 0, 4])
+    a, b = rng.standard_normal((7, 6)), rng.standard_normal((3, 6, 5))
+    c = np.einsum("rk,rkn->rn", a, b[np.repeat(np.arange(3), sizes)])
+    for dtype in ("int64", "int32"):
+        assert_close(libmoe.gmm(array(a, "fp32"), array(b, "fp32"), array(sizes, dtype)), c, "fp32")
+    turned = array(np.ascontiguousarray(b.transpose(0, 2, 1)), "fp32")
+    assert_close(libmoe.gmm(array(a, "fp32"), turned, array(sizes), trans_b=True), c, "fp32")
+    with pytest.raises(TypeError, match="batch_sizes is list: not a"):
+        libmoe.gmm(array(a, "fp32"), array(b, "fp32"), [3, 0, 4])
+    with pytest.raises(TypeError, match="batch_sizes has dtype .*; it must be int64 or int32"):
+        libmoe.gmm(array(a, "fp32"), array(b, "fp32"), array(sizes, "fp32"))
+    if harness.on_cpu():
+        with pytest.raises(ValueError, match="batch_sizes are 0 or more, 8 together; a has 7 rows"):
+            libmoe.gmm(array(a, "fp32"), array(b, "fp32"), array(sizes + [1, 0, 0]))
+
+
 def silu(x):
     return x / (1 + np.exp(-x))
 
@@ -83,6 +100,19 @@ def test_router(ctx, rng):
                              aux_loss=libmoe.AUX_LOSS_MEGATRON, aux_loss_coeff=1.0)
     assert_close(host(grad).sum(1) + 1, np.ones(6), "fp32")
     assert np.linalg.norm(host(grad)) > 1e-3
+
+
+@pytest.mark.parametrize("preset, first", [(libmoe.SINKHORN_MEGATRON, 0), (libmoe.SINKHORN_NEOX, -2)])
+def test_sinkhorn_by_steps(ctx, rng, preset, first):
+    logits = array(rng.standard_normal((40, 6)), "fp32")
+    whole = libmoe.sinkhorn(ctx, logits, preset=preset, max_iterations=3, tolerance=1e-30, log_d0=True)
+    log_d0, log_d1, column_mass, done = zeros(40, "fp32"), zeros(6, "fp32"), zeros(6, "fp32"), zeros(1, "int32")
+    for step in range(first, 4):
+        out = libmoe.sinkhorn_step(ctx, logits, step, log_d1, column_mass, done, log_d0=log_d0, iterations=True, preset=preset,
+                                   total_tokens=array([40], "fp32"), max_iterations=3, tolerance=1e-30)
+    assert host(out.iterations) == 3 and out.log_d1 is log_d1
+    assert_close(np.exp(host(log_d1)), np.exp(host(whole.log_d1)), "fp32", factor=4)
+    assert_close(np.exp(host(log_d0)), np.exp(host(whole.log_d0)), "fp32", factor=4)
 
 
 @pytest.mark.parametrize("source", ["ids", "byte_mask", "bit_mask"])
