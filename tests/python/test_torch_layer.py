@@ -142,6 +142,21 @@ def test_capacity():
     compare(layer, x, weights)
 
 
+def test_random_dropping_draws_anew_and_by_torchs_seed():
+    ids, weights = torch.zeros(200, 1, dtype=torch.int32, device=harness.device.name), torch.ones(200, 1, device=harness.device.name)
+
+    def kept(**options):
+        return (moe.drop(ids, weights, E, **options)[0] >= 0).flatten()
+
+    options = {"policy": libmoe.DROP_RANDOM, "capacity": 50}
+    torch.manual_seed(1)
+    first, second = kept(**options), kept(**options)
+    torch.manual_seed(1)
+    assert torch.equal(kept(**options), first) and not torch.equal(first, second) and first.sum() == second.sum() == 50
+    seed = torch.tensor([7], device=ids.device)
+    assert torch.equal(kept(seed=seed, **options), kept(seed=seed, **options))
+
+
 def test_bias_against_the_load():
     router = moe.TopKRouter(D, E, K, expert_bias=True, score_function=libmoe.SCORE_SIGMOID, renormalize=True, device=harness.device.name)
     assert set(router.state_dict()) == {"weight", "expert_bias"}

@@ -75,7 +75,8 @@ def samples():
         "sinkhorn": [(randn(T, E, grad=False), "")],
         "expert_choice": [(randn(T, E), 2, None, "")],
         "expert_choice_backward": [(randn(T, E, grad=False), mask(), randn(T, E, grad=False), 2, "")],
-        "capacity": [(ids_of(), randn(T, K), E, "capacity=2")],
+        "capacity": [(ids_of(), randn(T, K), None, E, "capacity=2"),
+                     (ids_of(), randn(T, K), torch.tensor([3], device=offsets.device), E, "capacity=2,policy=2")],
         "capacity_backward": [(ids_of(), randn(T, K, grad=False), ids_of(), randn(T, K, grad=False), E, "capacity=2")],
     }
 
@@ -147,6 +148,12 @@ def test_gmm():
     assert torch.allclose(seen.grad.transpose(1, 2), b.grad, atol=1e-2 if a.is_cuda else 1e-5)
     with pytest.raises(ValueError, match="do not fit"):
         libmoe.gmm(a, b, sizes[:-1])
+    with pytest.raises(ValueError, match="batch_sizes are -1 or more, 9 together; a has 10 rows"):
+        libmoe.gmm(a, b, torch.tensor([-1, 0, 4, 4, 2]))
+    with pytest.raises(ValueError, match="11 together; a has 10 rows"):
+        libmoe.gmm(a, b, torch.tensor([3, 0, 4, 1, 3], dtype=torch.int32))
+    with pytest.raises(TypeError, match="batch_sizes has dtype torch.float32"):
+        libmoe.gmm(a, b, sizes.float())
 
 
 def test_inputs_as_users_give_them():

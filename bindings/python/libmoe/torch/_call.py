@@ -54,6 +54,9 @@ class Operation:
             for declaration in args.declarations.values()
             if declaration.base == "moe_tensor_t" or declaration.pointers
         }
+        if hasattr(args, "random"):
+            # The seed of random numbers, as one int64 on the device.
+            self.places["seed"] = args.random.offset + structs["moe_random_t"].seed_device.offset, False
 
     @functools.cached_property
     def function(self):

@@ -11,6 +11,8 @@ SINKHORN = Operation("sinkhorn")
 CHOICE, CHOICE_BWD = Operation("expert_choice_fwd"), Operation("expert_choice_bwd")
 CAPACITY, CAPACITY_BWD = Operation("capacity_fwd"), Operation("capacity_bwd")
 BIAS_UPDATE = Operation("router_bias_update")
+# Encoded options of capacity that make it draw.
+RANDOM = (f"policy={constants['MOE_DROP_RANDOM']}", f"second_expert={constants['MOE_SECOND_EXPERT_RANDOM']}")
 
 
 def route(logits, top_k, *, selection_bias=None, padding_mask=None, given_ids=None, num_sequences=1, encoded="", **options):
@@ -34,9 +36,15 @@ def expert_choice(logits, capacity, *, padding_mask=None, **options):
     return torch.ops.libmoe.expert_choice.default(logits, capacity, padding_mask, encode(options))
 
 
-def drop(ids, weights, num_experts, encoded="", **options):
-    """(ids, -1 where dropped, and weights, 0 there): slots beyond an expert's capacity. Options as libmoe.capacity_fwd has them."""
-    kept_weights, kept_ids = torch.ops.libmoe.capacity.default(ids, weights, num_experts, encode(options, encoded))
+def drop(ids, weights, num_experts, encoded="", *, seed=None, **options):
+    """(ids, -1 where dropped, and weights, 0 there): slots beyond an expert's capacity. Options as libmoe.capacity_fwd has them.
+
+    Random choices draw their seed, an int64[1] where ids are, from torch's generator unless it is given.
+    """
+    options = encode(options, encoded)
+    if seed is None and any(option in RANDOM for option in options.split(",")):
+        seed = torch.randint(1 << 62, (1,), device=ids.device)
+    kept_weights, kept_ids = torch.ops.libmoe.capacity.default(ids, weights, seed, num_experts, options)
     return kept_ids, kept_weights
 
 
@@ -193,30 +201,32 @@ no_second_derivative("expert_choice_backward")
 # ---------------------------------------------------------------- capacity
 
 
-@operator("capacity(Tensor ids, Tensor weights, SymInt num_experts, str options) -> (Tensor, Tensor)")
-def capacity_op(ids, weights, num_experts, options):
+@operator("capacity(Tensor ids, Tensor weights, Tensor? seed, SymInt num_experts, str options) -> (Tensor, Tensor)")
+def capacity_op(ids, weights, seed, num_experts, options):
     fits("weights", weights, *ids.shape)
+    fits("seed", seed, 1)
     ids, weights = ids.contiguous(), weights.contiguous()
-    kept = fake_capacity(ids, weights, num_experts, options)
-    CAPACITY(ids.device, _capacity_desc(ids, num_experts, options), ids=ids, weights=weights, kept_ids=kept[1],
+    kept = fake_capacity(ids, weights, seed, num_experts, options)
+    CAPACITY(ids.device, _capacity_desc(ids, num_experts, options), ids=ids, weights=weights, seed=seed, kept_ids=kept[1],
              kept_weights=kept[0])
     return kept
 
 
 @capacity_op.fake
-def fake_capacity(ids, weights, num_experts, options):
+def fake_capacity(ids, weights, seed, num_experts, options):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (weights, ids))
 
 
 def _setup_capacity(ctx, inputs, output):
-    ids, weights, ctx.num_experts, ctx.options = inputs
+    ids, weights, _, ctx.num_experts, ctx.options = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(ids, weights, output[1])
 
 
 @capacity_op.backward(_setup_capacity)
 def _(ctx, dkept, _):
-    return None, torch.ops.libmoe.capacity_backward.default(*ctx.saved_tensors, dkept, ctx.num_experts, ctx.options), None, None
+    dweights = torch.ops.libmoe.capacity_backward.default(*ctx.saved_tensors, dkept, ctx.num_experts, ctx.options)
+    return None, dweights, None, None, None
 
 
 @operator("capacity_backward(Tensor ids, Tensor weights, Tensor kept_ids, Tensor dkept, SymInt num_experts, str options) -> Tensor")
