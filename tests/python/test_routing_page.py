@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "routing.md").read_text()
 FIELDS = {field for struct in _header.structs.values() for field in struct.declarations}
 # Options and functions of the systems that users come from.
-THEIRS = {"use_pre_softmax", "norm_topk_prob", "fused_topk", "grouped_topk", "sinkhorn"}
+THEIRS = {"use_pre_softmax", "norm_topk_prob", "fused_topk", "grouped_topk", "topkgating", "sinkhorn"}
 
 
 def words():
