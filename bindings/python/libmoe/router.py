@@ -105,7 +105,7 @@ def router_fwd(ctx, logits, top_k, *, ids=True, weights=True, weights_dense=None
     byte_mask uint8[T, E]; bit_mask uint32[T, ceil(E/32)]; tokens_per_expert int64[E]. `aux_loss=libmoe.AUX_LOSS_...`
     and `z_loss=1` among the options give those losses, each an fp32[1], and aux_counts for backward.
     """
-    call = Call(ctx, "router_fwd", K=top_k)
+    call = Call(ctx, "router_fwd", K=max(top_k, 0))
     call.takes("T E", logits=logits)
     call.takes("T K", given_ids=given_ids)
     call.takes("E", selection_bias=selection_bias)
@@ -141,7 +141,7 @@ def router_loss_fwd(ctx, logits, top_k, *, ids=None, padding_mask=None, sequence
                     global_tokens_per_expert=None, global_num_tokens=None, num_tokens=None, report=None, stream=None,
                     **options):
     """The losses alone, of logits[T, E] and ids[T, K] (None: the plain top-k): RouterLosses, fp32[1] each."""
-    call = Call(ctx, "router_loss_fwd", K=top_k)
+    call = Call(ctx, "router_loss_fwd", K=max(top_k, 0))
     call.takes("T E", logits=logits)
     call.takes("T K", ids=ids)
     _takes_masks(call, padding_mask, sequence_offsets, global_tokens_per_expert, global_num_tokens)
@@ -154,7 +154,7 @@ def router_loss_bwd(ctx, logits, top_k, *, aux_counts=None, dlogits=True, dlogit
                     z_loss_grad=None, padding_mask=None, sequence_offsets=None, global_tokens_per_expert=None,
                     global_num_tokens=None, num_tokens=None, report=None, stream=None, **options):
     """dlogits[T, E] of router_loss_fwd."""
-    call = Call(ctx, "router_loss_bwd", K=top_k)
+    call = Call(ctx, "router_loss_bwd", K=max(top_k, 0))
     call.takes("T E", logits=logits)
     call.takes("1", aux_loss_grad=aux_loss_grad, z_loss_grad=z_loss_grad)
     call.takes("S E", aux_counts=aux_counts)
@@ -204,7 +204,7 @@ def expert_choice_fwd(ctx, logits, capacity, *, token_ids=True, weights=True, we
                       bit_mask=None, ids_dtype="int32", weights_dtype=None, padding_mask=None, num_tokens=None,
                       report=None, stream=None, **options):
     """Each expert takes its best C = capacity tokens of logits[T, E]: token_ids and weights [E, C], the rest [T, E]."""
-    call = Call(ctx, "expert_choice_fwd", C=capacity)
+    call = Call(ctx, "expert_choice_fwd", C=max(capacity, 0))
     call.takes("T E", logits=logits)
     call.takes("T", padding_mask=padding_mask)
     call.gives("E C", ids_dtype, token_ids=token_ids)
@@ -219,7 +219,7 @@ def expert_choice_fwd(ctx, logits, capacity, *, token_ids=True, weights=True, we
 def expert_choice_bwd(ctx, logits, capacity, *, token_ids=None, dweights=None, byte_mask=None, dweights_dense=None,
                       dlogits=True, dlogits_mode=None, num_tokens=None, report=None, stream=None, **options):
     """dlogits[T, E] from token_ids and dweights [E, C], or from byte_mask and dweights_dense [T, E]."""
-    call = Call(ctx, "expert_choice_bwd", C=capacity)
+    call = Call(ctx, "expert_choice_bwd", C=max(capacity, 0))
     call.takes("T E", logits=logits, byte_mask=byte_mask, dweights_dense=dweights_dense)
     call.takes("E C", token_ids=token_ids, dweights=dweights)
     call.gives("T E", dlogits=dlogits)
