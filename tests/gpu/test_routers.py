@@ -100,6 +100,92 @@ def test_capacity_in_a_graph(gpu, rng):
         assert torch.equal(kept_weights, torch.where(kept >= 0, weights, 0)), kind
 
 
+def every_routing_call(device, T=3000, d=256, E=64, K=4, C=150):
+    """(inputs, outputs, calls): each routing function once or more, on what the ones before it gave."""
+    def new(*size, dtype=torch.float32):
+        return torch.zeros(*size, device=device, dtype=dtype)
+
+    inputs = dict(x=new(T, d, dtype=torch.bfloat16), weight=new(E, d, dtype=torch.bfloat16), slopes=new(T, E), dweights=new(T, K),
+                  scores=new(T, E), dchosen=new(E, C), seed=new(1, dtype=torch.int64))
+    outputs, calls = {}, []
+
+    def call(function, desc, given, random=False, **out):
+        """`out`: names of outputs to their tensors; those of an earlier call are its state."""
+        args = {**given, **out}
+        if random:
+            args["random"] = dict(seed=inputs["seed"], offset=0)
+        outputs.update({f"{len(calls)} {function} {name}": tensor for name, tensor in out.items()})
+        calls.append((function, desc, args))
+        return out
+
+    gate = dict(dtype="bf16", logits_dtype="fp32", num_tokens=T, hidden_size=d, num_experts=E, jitter=libmoe.ON, jitter_eps=0.1)
+    logits = call("router_logits_fwd", gate, dict(x=inputs["x"], weight=inputs["weight"]), random=True, logits=new(T, E))["logits"]
+    call("router_logits_bwd", gate, dict(x=inputs["x"], weight=inputs["weight"], dlogits=inputs["slopes"]), random=True,
+         dx=new(T, d, dtype=torch.bfloat16), dweight=new(E, d), dbias=new(E))
+    sizes = dict(logits_dtype="fp32", num_tokens=T, num_experts=E)
+    losses = dict(aux_loss=libmoe.AUX_LOSS_MEGATRON, aux_loss_coeff=0.1, z_loss=libmoe.ON, z_loss_coeff=0.1)
+    log_d1 = call("sinkhorn", sizes, dict(logits=logits), log_d1=new(E), probs=new(T, E), iterations=new(1, dtype=torch.int32))["log_d1"]
+    state = dict(log_d1=new(E), column_mass=new(E), done=new(1, dtype=torch.int32))
+    for step in range(4):
+        call("sinkhorn_step", dict(sizes, max_iterations=3), dict(logits=logits, round=step), **state)
+    by_sequence = dict(aux_scope=libmoe.AUX_SCOPE_SEQUENCE, num_sequences=10, score_function=libmoe.SCORE_SIGMOID, num_groups=8,
+                       top_groups=4, group_score=libmoe.GROUP_SCORE_TOP2_SUM)
+    for options, more in ((dict(renormalize=libmoe.ON), {}), (by_sequence, dict(selection_bias=log_d1))):
+        desc = dict(sizes, top_k=K, **losses, **options)
+        counts = new(options.get("num_sequences", 1), E, dtype=torch.int64)
+        routed = call("router_fwd", desc, dict(logits=logits, **more), ids=new(T, K, dtype=torch.int64), weights=new(T, K),
+                      tokens_per_expert=new(E, dtype=torch.int64), aux_counts=counts, aux_loss=new(1), z_loss=new(1))
+        call("router_bwd", desc, dict(logits=logits, ids=routed["ids"], dweights=inputs["dweights"], aux_counts=counts), dlogits=new(T, E))
+        desc = dict(sizes, top_k=K, **losses)
+        counts = call("router_loss_fwd", desc, dict(logits=logits, ids=routed["ids"]), aux_counts=new(1, E, dtype=torch.int64),
+                      aux_loss=new(1), z_loss=new(1))["aux_counts"]
+        call("router_loss_bwd", desc, dict(logits=logits, aux_counts=counts), dlogits=new(T, E))
+    drop = dict(num_tokens=T, num_experts=E, top_k=K, capacity=C, policy=libmoe.DROP_RANDOM, renormalize=libmoe.DROP_RENORMALIZE_AFTER)
+    kept = call("capacity_fwd", drop, dict(ids=routed["ids"], weights=routed["weights"]), random=True,
+                kept_ids=new(T, K, dtype=torch.int64), kept_weights=new(T, K), dropped_per_expert=new(E, dtype=torch.int64))
+    call("capacity_bwd", drop, dict(weights=routed["weights"], kept_ids=kept["kept_ids"], dkept_weights=inputs["dweights"]),
+         dweights=new(T, K))
+    bias = new(E)
+    call("router_bias_update", dict(num_experts=E), dict(tokens_per_expert=routed["tokens_per_expert"]), bias=bias)
+    call("router_bias_update", dict(rule=libmoe.BIAS_UPDATE_QUANTILE, num_experts=E, num_tokens=T, top_k=K),
+         dict(scores=inputs["scores"]), bias=bias)
+    chosen = call("expert_choice_fwd", dict(sizes, capacity=C), dict(logits=logits), token_ids=new(E, C, dtype=torch.int32),
+                  weights=new(E, C))["token_ids"]
+    call("expert_choice_bwd", dict(sizes, capacity=C), dict(logits=logits, token_ids=chosen, dweights=inputs["dchosen"]), dlogits=new(T, E))
+    return inputs, outputs, calls
+
+
+def test_every_routing_function_in_a_graph(gpu, rng):
+    """A replay gives to the bit what the calls give, for other inputs and another seed."""
+    inputs, outputs, calls = every_routing_call("cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        prepared = [gpu.prepare(*call) for call in calls]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for call in prepared:
+                call()
+
+    def run(work):
+        for tensor in outputs.values():
+            tensor.zero_()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            work()
+        torch.cuda.synchronize()
+        return {name: tensor.clone() for name, tensor in outputs.items()}
+
+    for replay in range(3):
+        for name, tensor in inputs.items():
+            tensor.random_() if name == "seed" else tensor.normal_()
+        inputs["weight"] *= 0.1
+        wanted = run(lambda: [call() for call in prepared])
+        found = run(graph.replay)
+        for name, tensor in wanted.items():
+            assert torch.equal(found[name], tensor), (replay, name)
+            assert tensor.any() or name.endswith(("done", "column_mass")), (replay, name)
+
+
 def test_bias_update(gpu, rng):
     E, T, K = 128, 30000, 8
     counts, bias = torch.randint(0, 1 << 50, (E,), device="cuda"), torch.zeros(E, device="cuda")
