@@ -6,7 +6,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import harness  # noqa: E402
 from libmoe.megablocks import (  # noqa: E402
-    MoE, Arguments, batched_load_balancing_loss, clear_load_balancing_loss, dMoE, from_megatron, get_load_balancing_loss)
+    MoE, Arguments, batched_load_balancing_loss, batched_router_zloss, clear_load_balancing_loss, clear_router_zloss, dMoE,
+    from_megatron, get_load_balancing_loss)
 
 S, B, D, F, E, K = 6, 4, 16, 12, 5, 2
 
@@ -45,7 +46,14 @@ def reference(layer, x, capacity=None):
             out = out + values[t, k] * (act @ mlp.w2[part])
         y.append(out)
     y = torch.stack(y).view(x.shape)
-    return y if layer.experts.bias is None else y + layer.experts.bias
+    y = y if layer.experts.bias is None else y + layer.experts.bias
+    if not args.shared_expert:
+        return y
+    mlp = layer.shared_expert
+    up = mlp.up_proj(x)
+    shared = mlp.down_proj(args.activation_fn(up) if args.mlp_type == "mlp" else args.activation_fn(mlp.gate_proj(x)) * up)
+    weights = (1 / (K + 1), K / (K + 1)) if args.shared_expert_weighted_sum else (1, 1)
+    return weights[0] * shared + weights[1] * y
 
 
 def compare(layer, capacity=None):
@@ -62,6 +70,7 @@ def compare(layer, capacity=None):
     {}, {"mlp_type": "glu"}, {"mlp_type": "glu", "activation_fn": torch.nn.functional.silu, "moe_normalize_expert_weights": 1},
     {"moe_normalize_expert_weights": 2, "bias": False}, {"moe_top_k": 1}, {"memory_optimized_mlp": True},
     {"activation_fn": torch.nn.functional.elu}, {"activation_fn": torch.nn.functional.elu, "mlp_type": "glu"},
+    {"shared_expert": True, "shared_expert_hidden_size": 7}, {"shared_expert": True, "mlp_type": "glu", "shared_expert_weighted_sum": True},
 ], ids=str)
 def test_dropless(options):
     layer = dMoE(arguments(**options))
@@ -72,6 +81,37 @@ def test_dropless(options):
 @pytest.mark.parametrize("factor", [0.5, 1, 0])
 def test_capacity(factor):
     compare(MoE(arguments(moe_capacity_factor=factor)), capacity=int(S * B * K / E * factor) if factor else None)
+
+
+def test_a_capacity_of_nothing_drops_nothing():
+    """As in MegaBlocks, where so few tokens come that floor() leaves none."""
+    layer = MoE(arguments(moe_top_k=1))
+    x = torch.randn(1, 2, D, device=harness.device.name)
+    assert int(2 / E) == 0 and torch.allclose(layer(x), reference(layer, x), atol=1e-5 if harness.on_cpu() else 5e-3)
+
+
+def test_state_dicts_of_moe():
+    """MegaBlocks' MoE, not dMoE, has w1 [E, d, f] and w2 [E, f, d]."""
+    layer, other = MoE(arguments()), MoE(arguments())
+    state = layer.state_dict()
+    state["experts.mlp.w1"] = state["experts.mlp.w1"].view(E, F, D).transpose(1, 2).contiguous()
+    state["experts.mlp.w2"] = state["experts.mlp.w2"].view(E, F, D)
+    other.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("activation", [torch.nn.functional.silu, torch.nn.functional.elu])
+def test_autocast(activation):
+    """fp32 parameters, and what comes is of 16 bits or not."""
+    layer = dMoE(arguments(mlp_type="glu", activation_fn=activation, bias=False))
+    x = torch.randn(S, B, D, device=harness.device.name)
+    full = layer(x)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        for given in (x, x.bfloat16()):
+            y = layer(given)
+            assert y.dtype == torch.bfloat16 and (y.float() - full).norm() < 0.05 * full.norm()
+    y.float().square().mean().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.norm() > 0 for p in layer.experts.parameters())
 
 
 def test_names_are_megablocks():
@@ -85,6 +125,25 @@ def test_names_are_megablocks():
     assert from_megatron(megatron) == Arguments(hidden_size=D, moe_num_experts=E)
     with pytest.raises(ValueError, match="mlp_type is 'moe'"):
         dMoE(arguments(mlp_type="moe"))
+    with pytest.raises(ValueError, match="moe_expert_model_parallelism is True"):
+        arguments(moe_expert_model_parallelism=True)
+    shared = dMoE(arguments(shared_expert=True, mlp_type="glu", bf16=True, mlp_impl="sparse", bias=False))
+    names = {name for name in shared.state_dict() if name.startswith("shared_expert")}
+    assert names == {f"shared_expert.{part}_proj.weight" for part in ("up", "gate", "down")}
+    assert shared(torch.randn(S, B, D, device=harness.device.name, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_router_zloss():
+    args = arguments(moe_zloss_weight=0.5, moe_zloss_in_fp32=True)
+    layer, x = dMoE(args), torch.randn(S, B, D, device=harness.device.name)
+    clear_router_zloss()
+    layer(x), layer(x)
+    loss = batched_router_zloss(args)
+    expected = 0.5 * (x.view(-1, D) @ layer.router.layer.weight.T).logsumexp(1).square().mean()
+    assert loss.shape == (2,) and torch.allclose(loss, expected.expand(2), atol=1e-2)
+    loss.sum().backward()
+    clear_router_zloss()
+    assert layer.router.layer.weight.grad.norm() > 0 and batched_router_zloss(args) == 0
 
 
 def test_load_balancing_loss():
@@ -104,6 +163,9 @@ def test_load_balancing_loss():
     layers[0].eval()(x)
     with pytest.raises(ValueError, match="0 layers ran"):
         batched_load_balancing_loss(args)
+    assert batched_load_balancing_loss(arguments(moe_loss_weight=0)) == 0
+    layers[0].train()(x)
+    assert batched_load_balancing_loss(arguments(num_layers=2, pipeline_model_parallel_size=2)) > 0
 
 
 def test_uniform_assignment_and_jitter():
