@@ -72,6 +72,18 @@ def test_top_k(shared):
     assert torch.equal(layer.router(x)[0].view(T, K).long(), ids[0])
 
 
+def test_shared_experts_have_the_routed_ones_activation():
+    options = {"activation": libmoe.ACTIVATION_CLAMPED_SWIGLU, "gate_order": libmoe.GATE_INTERLEAVED, "gate_block": 2, "clamp_limit": 0.5,
+               "clamp_alpha": 1.0, "recompute": True}
+    layer = moe.MoELayer(D, F, E, K, shared_ffn_size=8, device=harness.device.name, **options)
+    x = 3 * randn(T, D)
+    h = linear(x, layer.shared.w1).view(T, 4, 2, 2)
+    gate, up = (part.flatten(1) for part in h.unbind(2))
+    gate, up = gate.clamp(max=0.5), up.clamp(-0.5, 0.5)
+    same(layer.shared(x), linear((up + 1) * gate * gate.sigmoid(), layer.shared.w2))
+    assert layer.shared.recompute
+
+
 def test_sinkhorn():
     layer = moe.MoELayer(D, F, E, 1, router="sinkhorn", device=harness.device.name, router_options={"preset": libmoe.SINKHORN_MEGATRON})
     with torch.no_grad():

@@ -29,7 +29,7 @@ def seeded(rng):
 
 
 def build(name="topk", **more):
-    return moe.MoELayer(D, F, E, K, device=harness.device.name, **LAYERS[name], **more)
+    return moe.MoELayer(D, F, E, K, device=harness.device.name, **LAYERS[name] | more)
 
 
 def step(layer, x, call=None):
@@ -58,6 +58,26 @@ def test_compile(name):
         assert_same(step(layer, x, compiled), step(layer, x), 1e-5)
     with torch.no_grad():
         assert_same(compiled(x), layer(x), 1e-5)
+
+
+@pytest.mark.parametrize("router", ["topk", "expert_choice"])
+def test_shared_experts_in_a_graph(router):
+    """Beside the routed ones, in one operator; where a module is not to be bypassed, by calling it."""
+    layer, x, names = build("shared", router=router), torch.randn(T, D, device=harness.device.name), []
+
+    def backend(graph, _):
+        names.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    expected = step(layer, x)
+    assert_same(step(layer, x, torch.compile(layer, fullgraph=True, backend=backend)), expected)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        assert_same(torch.compile(layer, fullgraph=True, backend=backend)(x), layer(x), 1e-6)
+    assert all("libmoe.expert_mlp_beside.default" in graph and "libmoe.expert_mlp.default" not in graph for graph in names)
+    torch.compiler.reset()
+    layer.shared.register_forward_hook(lambda *_: None)
+    assert_same(step(layer, x, torch.compile(layer, fullgraph=True, backend=backend)), expected)
+    assert "libmoe.expert_mlp_beside.default" not in names[-1]
 
 
 def test_compile_gmm():

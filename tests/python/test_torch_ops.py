@@ -10,6 +10,7 @@ import libmoe.torch as moe  # noqa: E402
 
 fp64 = pytest.mark.cpu
 T, D, F, E, K = 6, 8, 4, 5, 2
+IN_ROWS = "input_layout=1,output_layout=1"
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,7 @@ def samples():
     by_slot, by_mask = (T, K, T * K), (T, E, some.rows_max)
     weighted = experts(weights=randn(T, K), b1=randn(E, 2 * F), b2=randn(E, D))
     offsets, sizes = plan.group_offsets, plan.group_sizes
+    shared = randn(T, D), randn(1, 2 * F, D), randn(1, D, F), torch.arange(2, device=offsets.device) * T
     routed = torch.ops.libmoe.router(randn(T, E, grad=False), K, None, None, None, 1, options)
     frozen = [t if t is None else t.detach() for t in weighted]
     h = torch.ops.libmoe.expert_mlp(randn(T, D, grad=False), *frozen, *maps, *by_slot, "", 0)[1]
@@ -61,10 +63,18 @@ def samples():
             (randn(T, D), *experts(row_weights=randn(some.rows_max)), *some_maps, *by_mask, "activation=1", 0),
             (randn(T, D, grad=False), *frozen, *maps, *by_slot, "", 2),
             (randn(T * K, D), *experts(row_weights=randn(T * K)), offsets, None, None, None, None, 0, 1, T * K,
-             "input_layout=1,output_layout=1", 0),
+             IN_ROWS, 0),
         ],
         "expert_mlp_backward": [(randn(T, D, grad=False), randn(T, D, grad=False), *frozen, h, *maps, *by_slot, "",
                                  [True, True, False, True, True, True, False])],
+        "expert_mlp_beside": [
+            (randn(T, D), *weighted, *maps, *by_slot, "", 0, *shared, IN_ROWS),
+            (randn(T, D), *experts(row_weights=randn(some.rows_max)), *some_maps, *by_mask, "activation=1", 1, *shared, IN_ROWS + ",activation=1"),
+            (randn(T, D, grad=False), *frozen, *maps, *by_slot, "", 2, *(t.detach() for t in shared), IN_ROWS),
+        ],
+        "expert_mlp_beside_backward": [
+            (randn(T, D, grad=False), randn(T, D, grad=False), *frozen, h, *maps, *by_slot, "", [True, True, False, True, True, True, False],
+             randn(T, D, grad=False), *(t.detach() for t in shared), None, IN_ROWS, [True, False, True])],
         "grouped_gemm": [(randn(T * K, D), randn(E, D, F), None, None, sizes, 1),
                          (randn(T * K, D), randn(E, F, D), randn(E, F), offsets, None, 0)],
         "grouped_gemm_backward": [(randn(T * K, F, grad=False), randn(T * K, D, grad=False), randn(E, F, D, grad=False), None,
@@ -82,7 +92,8 @@ def samples():
 
 
 NAMES = ["dispatch_plan", "dispatch_plan_mask", "dispatch", "dispatch_backward", "combine", "combine_backward", "expert_mlp",
-         "expert_mlp_backward", "grouped_gemm", "grouped_gemm_backward", "router", "router_backward", "sinkhorn", "expert_choice",
+         "expert_mlp_backward", "expert_mlp_beside", "expert_mlp_beside_backward", "grouped_gemm", "grouped_gemm_backward",
+         "router", "router_backward", "sinkhorn", "expert_choice",
          "expert_choice_backward", "capacity", "capacity_backward"]
 
 
@@ -124,6 +135,9 @@ def test_gradcheck_of_all_that_has_a_gradient():
     dense = (randn(T, D), randn(E, 2 * F, D), randn(E, D, F), randn(T, E))
     assert check(lambda x, w1, w2, w: moe.expert_mlp(x, some, w1, w2, row_weights=moe._expert_mlp.row_weights_of(w, some)), dense)
     assert check(lambda x, w1, w2: moe.expert_mlp(x, plan, w1, w2, recompute=True), dense[:3])
+    beside = (randn(T, D), randn(E, 2 * F, D), randn(E, D, F), randn(T, K), randn(T, D), randn(1, 6, D), randn(1, D, 3))
+    assert check(lambda x, w1, w2, w, *shared: moe._beside.expert_mlp_beside(
+        x, plan, w1, w2, w, None, None, None, shared, torch.tensor([0, T]), recompute=False, encoded="", shared_encoded=""), beside)
     transposed = (randn(T, D), randn(E, D, 2 * F), randn(E, F, D))
     assert check(lambda x, w1, w2: moe.expert_mlp(x, plan, w1.transpose(1, 2), w2.transpose(1, 2)), transposed)
     in_rows = (randn(T * K, D), randn(E, 2 * F, D), randn(E, D, F), randn(T * K))
@@ -216,6 +230,19 @@ def test_gmm_under_autocast():
     assert c.dtype == torch.bfloat16 and torch.allclose(c.float(), libmoe.gmm(a, b, sizes), atol=0.2)
     c.float().sum().backward()
     assert b.grad.dtype == torch.float32 and b.grad.norm() > 0
+
+
+def test_functions_under_autocast():
+    x, plan = randn(T, D, dtype=torch.bfloat16), moe.make_plan(ids_of(), E)
+    w1, w2, b1 = (randn(*shape, dtype=torch.float32) for shape in ((E, 2 * F, D), (E, D, F), (E, 2 * F)))
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        y = moe.expert_mlp(x, plan, w1, w2, b1=b1)
+        h = moe.grouped_gemm(moe.dispatch(x, plan), w1, plan.group_offsets, bias=b1)
+        rows = moe.expert_rows(moe.dispatch(x, plan), plan.group_offsets, w1, w2, b1=b1)
+    assert {y.dtype, h.dtype, rows.dtype} == {torch.bfloat16}
+    assert torch.allclose(y.float(), moe.combine(rows, plan).float(), atol=0.3)
+    (y.float().sum() + h.float().sum()).backward()
+    assert all(w.grad.dtype == torch.float32 and w.grad.norm() > 0 for w in (w1, w2, b1))
 
 
 def test_meta_tensors():

@@ -13,7 +13,7 @@ try:
 except ImportError as error:
     raise ImportError("libmoe.torch needs PyTorch 2.8 or newer: pip install torch") from error
 
-if not hasattr(_torch.library, "register_autograd"):
+if tuple(map(int, _torch.__version__.split(".")[:2])) < (2, 8):
     raise ImportError(f"libmoe.torch needs PyTorch 2.8 or newer; this is {_torch.__version__}: pip install --upgrade torch")
 
 from ._call import context, open_context

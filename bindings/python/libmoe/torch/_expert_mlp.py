@@ -8,7 +8,7 @@ import torch
 from .._header import constants
 from ..activation import SWIGLU, is_gated
 from ._call import DTYPES, Operation, fits, rows
-from ._define import decode, encode, no_second_derivative, operator
+from ._define import autocast, decode, encode, no_second_derivative, operator
 from ._dispatch import maps_of
 
 FORWARD, BACKWARD = Operation("expert_mlp_fwd"), Operation("expert_mlp_bwd")
@@ -26,8 +26,9 @@ def expert_mlp(x, plan, w1, w2, weights=None, b1=None, b2=None, *, row_weights=N
     row_weights [R] instead of weights: see `row_weights_of`.
 
     recompute=True saves x alone and computes fc1 again in backward. Matrices that are stored transposed ([E, d, H] seen
-    as [E, H, d]) are read where they lie.
+    as [E, H, d]) are read where they lie. Under autocast all but the router's weights are cast.
     """
+    x, w1, w2, b1, b2 = autocast(x, w1, w2, b1, b2)
     w1, options["w1_layout"] = stored(w1, options.get("w1_layout", 0))
     w2, options["w2_layout"] = stored(w2, options.get("w2_layout", 0))
     sizes = plan.num_tokens, plan.top_k, plan.rows_max
@@ -36,6 +37,7 @@ def expert_mlp(x, plan, w1, w2, weights=None, b1=None, b2=None, *, row_weights=N
 
 def expert_rows(x, group_offsets, w1, w2, row_weights=None, b1=None, b2=None, *, recompute=False, encoded="", **options):
     """The same on rows [R, d] that are sorted by expert already, with a weight a row: y [R, d]."""
+    x, w1, w2, b1, b2 = autocast(x, w1, w2, b1, b2)
     w1, options["w1_layout"] = stored(w1, options.get("w1_layout", 0))
     w2, options["w2_layout"] = stored(w2, options.get("w2_layout", 0))
     options |= {"input_layout": ROWS, "output_layout": ROWS}
@@ -51,9 +53,14 @@ def stored(w, layout):
 
 
 def _apply(x, experts, maps, sizes, options, recompute):
-    tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *experts))
-    mode = INFERENCE if not tracked else SAVE_X if recompute else SAVE_FC1
+    mode = mode_of((x, *experts), recompute)
     return torch.ops.libmoe.expert_mlp.default(x, *experts, *maps, *sizes, options, mode)[0]
+
+
+def mode_of(tensors, recompute):
+    """What the forward saves."""
+    tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return INFERENCE if not tracked else SAVE_X if recompute else SAVE_FC1
 
 
 @operator(f"expert_mlp(Tensor x, {EXPERTS}, {MAPS}, {SIZES}, int mode) -> (Tensor, Tensor)")
@@ -72,8 +79,8 @@ def forward(x, w1, w2, b1, b2, weights, row_weights, group_offsets, token_of_row
 
 
 @forward.fake
-def _(x, w1, w2, b1, b2, weights, row_weights, group_offsets, token_of_row, slot_of_row, row_of_slot, slot_offsets,
-      num_tokens, top_k, rows_max, options, mode):
+def fake_forward(x, w1, w2, b1, b2, weights, row_weights, group_offsets, token_of_row, slot_of_row, row_of_slot, slot_offsets,
+                 num_tokens, top_k, rows_max, options, mode):
     width = _widths(w2, decode(options))[1]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     return y, x.new_empty((rows_max, width) if mode == SAVE_FC1 else 0)
@@ -116,8 +123,8 @@ def backward(dy, x, w1, w2, b1, b2, weights, row_weights, h, group_offsets, toke
 
 
 @backward.fake
-def _(dy, x, w1, w2, b1, b2, weights, row_weights, h, group_offsets, token_of_row, slot_of_row, row_of_slot,
-      slot_offsets, num_tokens, top_k, rows_max, options, needs):
+def fake_backward(dy, x, w1, w2, b1, b2, weights, row_weights, h, group_offsets, token_of_row, slot_of_row, row_of_slot,
+                  slot_offsets, num_tokens, top_k, rows_max, options, needs):
     return _grads((x, w1, w2, b1, b2, weights, row_weights), needs)
 
 

@@ -40,6 +40,7 @@ def grouped_gemm(a, b, group_offsets=None, group_sizes=None, bias=None, b_layout
 
     Rows behind the last group are undefined, in c and in the gradient of a.
     """
+    a, b, bias = autocast(a, b, bias)
     b, b_layout = stored(b, b_layout)
     return torch.ops.libmoe.grouped_gemm.default(a, b, bias, group_offsets, group_sizes, b_layout)
 

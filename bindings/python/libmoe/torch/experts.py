@@ -7,7 +7,8 @@ import torch
 
 from .._header import structs
 from ..activation import SWIGLU, is_gated
-from ._define import autocast, autocasting, checked
+from ._beside import expert_mlp_beside
+from ._define import autocasting, checked
 from ._dispatch import make_plan
 from ._expert_mlp import expert_mlp, expert_rows, row_weights_of
 
@@ -40,11 +41,11 @@ class Experts(torch.nn.Module):
         uniform_like_linear(self.w1, self.b1)
         uniform_like_linear(self.w2, self.b2)
 
-    def forward(self, x, ids, weights, rows_max=None):
+    def forward(self, x, ids, weights, rows_max=None, shared=None):
         """x [..., d], ids [..., K] (-1: an empty slot), weights [..., K] of any floating dtype; y is like x.
 
         Or, for routers that give a token any number of experts, a mask bool [..., E] and weights [..., E]; rows_max bounds
-        how many of the mask are set.
+        how many of the mask are set. With `shared`, SharedExperts, (y, their y), computed side by side in one operator.
         """
         dtype = x.dtype
         flat, ids, weights = (t.reshape(-1, t.shape[-1]) for t in (x, ids, weights))
@@ -54,10 +55,17 @@ class Experts(torch.nn.Module):
             raise ValueError(f"ids has {ids.shape[1]} slots a token, weights {weights.shape[1]}")
         if flat.shape[1] != self.w1.shape[2]:
             raise ValueError(f"x has hidden size {flat.shape[1]}, the experts {self.w1.shape[2]}")
-        flat, w1, w2, b1, b2 = autocast(flat, self.w1, self.w2, self.b1, self.b2)
         plan = make_plan(ids, self.num_experts, rows_max)
-        weighted = {"weights": weights} if plan.slot_offsets is None else {"row_weights": row_weights_of(weights, plan)}
-        y = expert_mlp(flat, plan, w1, w2, b1=b1, b2=b2, recompute=self.recompute, encoded=self.options, **weighted)
+        if plan.slot_offsets is None:
+            row_weights = None
+        else:
+            weights, row_weights = None, row_weights_of(weights, plan)
+        if shared is not None:
+            y, of_shared = expert_mlp_beside(flat, plan, self.w1, self.w2, weights, self.b1, self.b2, row_weights, *shared.arguments(x),
+                                             recompute=self.recompute, encoded=self.options, shared_encoded=shared.options)
+            return y.view(x.shape).to(y.dtype if autocasting(x.device.type) else dtype), shared.gated(of_shared, x)
+        y = expert_mlp(flat, plan, self.w1, self.w2, weights, self.b1, self.b2, row_weights=row_weights, recompute=self.recompute,
+                       encoded=self.options)
         # Autocast gives out what it computes in; elsewhere y has the dtype of x.
         return y.view(x.shape) if autocasting(x.device.type) else y.view(x.shape).to(dtype)
 
@@ -65,8 +73,9 @@ class Experts(torch.nn.Module):
 class SharedExperts(torch.nn.Module):
     """W2 act(W1 x) for every token, with gate=True times sigmoid(gate x) (Qwen2-MoE). w1 [2f, d], w2 [d, f], gate [1, d]."""
 
-    def __init__(self, hidden_size, ffn_size, *, gate=False, device=None, dtype=None, **options):
+    def __init__(self, hidden_size, ffn_size, *, gate=False, recompute=False, device=None, dtype=None, **options):
         super().__init__()
+        self.recompute = recompute
         self.options = checked(structs["moe_expert_mlp_desc_t"], options, "SharedExperts")
         wide = ffn_size * (2 if is_gated(options.get("activation", SWIGLU)) else 1)
         new = functools.partial(torch.empty, device=device, dtype=dtype)
@@ -80,10 +89,16 @@ class SharedExperts(torch.nn.Module):
             uniform_like_linear(weight)
 
     def forward(self, x):
-        flat, w1, w2 = autocast(x.reshape(-1, x.shape[-1]), self.w1, self.w2)
-        # One group of all rows; its offsets are made on the device.
-        offsets = torch.arange(2, device=x.device) * flat.shape[0]
-        y = expert_rows(flat, offsets, w1[None], w2[None], encoded=self.options).view(x.shape)
+        (rows, w1, w2), offsets = self.arguments(x)
+        return self.gated(expert_rows(rows, offsets, w1, w2, recompute=self.recompute, encoded=self.options), x)
+
+    def arguments(self, x):
+        """(rows of x, w1 [1, 2f, d], w2 [1, d, f]), and the offsets of one group of all rows, made on the device."""
+        rows = x.reshape(-1, x.shape[-1])
+        return (rows, self.w1[None], self.w2[None]), torch.arange(2, device=x.device) * rows.shape[0]
+
+    def gated(self, y, x):
+        y = y.view(x.shape)
         return y if self.gate is None else y * torch.nn.functional.linear(x, self.gate).sigmoid()
 
 

@@ -1,16 +1,16 @@
 """A whole Mixture-of-Experts layer: router, routed experts, shared experts."""
 
-import functools
-
 import torch
 
 from .._header import structs
-from ._call import context
+from ._beside import side_by_side
 from ._define import checked
 from ._router import drop
 from .experts import Experts, SharedExperts
 from .routers import ExpertChoiceRouter, SinkhornRouter, TopKRouter
 
+# Of the experts' options, those that the shared experts have, too.
+OF_SHARED = ("activation", "gate_order", "gate_block", "clamp_limit", "clamp_alpha", "math", "recompute")
 ROUTERS = {"topk": TopKRouter, "sinkhorn": SinkhornRouter, "expert_choice": ExpertChoiceRouter}
 
 
@@ -37,47 +37,33 @@ class MoELayer(torch.nn.Module):
         self.router = router
         self.capacity = None if capacity is None else checked(structs["moe_capacity_desc_t"], capacity, "MoELayer.capacity")
         self.experts = Experts(num_experts, hidden_size, ffn_size, device=device, dtype=dtype, **options)
-        activation = {name: options[name] for name in ("activation", "gate_order", "math") if name in options}
-        self.shared = SharedExperts(hidden_size, shared_ffn_size, gate=shared_gate, device=device, dtype=dtype, **activation) \
+        of_shared = {name: options[name] for name in OF_SHARED if name in options}
+        self.shared = SharedExperts(hidden_size, shared_ffn_size, gate=shared_gate, device=device, dtype=dtype, **of_shared) \
             if shared_ffn_size else None
 
     def forward(self, x):
         """(y like x, the router's loss)."""
         if self.shared is None:
             return self.routed(x)
-        if x.device.type != "cuda" or torch.compiler.is_compiling():
-            shared, (y, loss) = self.shared(x), self.routed(x)
+        if not torch.compiler.is_compiling():
+            (shared,), (y, loss) = side_by_side(lambda: (self.shared(x),), lambda: self.routed(x), x)
+        elif self.shared_is_plain():
+            (y, shared), loss = self.routed(x, shared=self.shared)
         else:
-            shared, (y, loss) = beside(self.shared, self.routed, x)
+            shared, (y, loss) = self.shared(x), self.routed(x)
         return y + shared, loss
 
-    def routed(self, x):
+    def shared_is_plain(self):
+        """Whether nobody has wrapped the shared experts, so that their parameters may be used without calling them."""
+        return type(self.shared) is SharedExperts and not self.shared._forward_pre_hooks and not self.shared._forward_hooks
+
+    def routed(self, x, **beside):
         ids, weights, loss = self.router(x)
         tokens = x.numel() // x.shape[-1]
         if isinstance(self.router, ExpertChoiceRouter):
             rows_max = self.router.capacity(tokens) * self.router.num_experts
-            return self.experts(x, ids, weights, rows_max=rows_max), loss
+            return self.experts(x, ids, weights, rows_max=rows_max, **beside), loss
         if self.capacity is not None:
             flat = ids.reshape(tokens, ids.shape[-1]), weights.reshape(tokens, ids.shape[-1])
             ids, weights = (t.view(ids.shape) for t in drop(*flat, self.experts.num_experts, self.capacity))
-        return self.experts(x, ids, weights), loss
-
-
-def beside(first, second, x):
-    """(first(x), second(x)) with `first` on a second stream. Autograd runs each backward on its forward's stream."""
-    main, side = torch.cuda.current_stream(x.device), side_stream(x.device)
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        one = first(x)
-    two = second(x)
-    main.wait_stream(side)
-    # The allocator must know that both streams use them.
-    x.record_stream(side)
-    one.record_stream(main)
-    return one, two
-
-
-@functools.cache
-def side_stream(device):
-    context(device)
-    return torch.cuda.Stream(device)
+        return self.experts(x, ids, weights, **beside), loss
