@@ -74,6 +74,44 @@ def test_the_doctor_s_reference_is_independent(monkeypatch):
     assert doctor._self_test("cpu", np.asarray).state == doctor.BROKEN
 
 
+def test_doctor_knows_what_is_too_old(monkeypatch):
+    versions = {"numpy": "1.23.5", "torch": "2.7.1", "transformers": "5.6.9", "matplotlib": "3.10.0"}
+    monkeypatch.setattr(doctor.importlib.metadata, "version", versions.get)
+    old = {finding.what: finding.advice for finding in doctor.packages() if finding.state == doctor.MISSING}
+    assert old.keys() == {"numpy", "torch", "transformers"} and "5.7" in old["transformers"] and "2.8" in old["torch"]
+    monkeypatch.setattr(doctor, "_nvidia_smi", lambda field: ["a GPU"])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (_, gpu) = doctor.self_tests()
+    assert gpu.state == doctor.MISSING and gpu.advice == "pip install torch"
+
+
+def test_profile_s_models(tmp_path):
+    """A model type of every family, a JSON of any name, a folder; what a configuration leaves out is named."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    import transformers
+    import transformers_families as families
+    from libmoe import profile
+
+    meta, known, unclear = torch.device("meta"), 0, {}
+    for family in sorted(set(families.modules()) - {"inkling"}):  # whose model type has another name
+        try:
+            experts, top_k = profile.load(family, 64, meta, torch.bfloat16)
+            assert 1 <= top_k <= experts.num_experts and experts.down_proj.dtype == torch.bfloat16
+            known += 1
+        except SystemExit as error:
+            unclear[family] = str(error)
+    assert known > 40 and all("experts that cannot be made: " in why for why in unclear.values()), unclear
+    config = transformers.DeepseekV2Config(n_routed_experts=6, moe_intermediate_size=24, hidden_size=32, num_experts_per_tok=3)
+    (tmp_path / "mine.json").write_text(config.to_json_string())
+    config.save_pretrained(tmp_path / "folder")
+    for model in (tmp_path / "mine.json", tmp_path / "folder", tmp_path / "folder" / "config.json"):
+        experts, top_k = profile.load(str(model), 1, meta, torch.float32)
+        assert experts.down_proj.shape == (6, 32, 24) and top_k == 3
+    with pytest.raises(SystemExit, match=r"does not say how many experts a token has \(num_experts_per_tok\)"):
+        profile.load("deepseek_v2", 64, meta, torch.float32)
+
+
 def test_profile(tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed")
     done = module("libmoe.profile", "mixtral", "--device", harness.device.name, "--shrink", "64", "--tokens", "32", "--repeats", "2",

@@ -100,7 +100,7 @@ def nccl():
 
 def packages():
     for name, oldest, use in (("numpy", (1, 24), "arrays"), ("torch", (2, 8), "libmoe.torch"),
-                              ("transformers", (5, 0), "libmoe.transformers"), ("matplotlib", (0, 0), "pictures")):
+                              ("transformers", (5, 7), "libmoe.transformers"), ("matplotlib", (0, 0), "pictures")):
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -116,6 +116,8 @@ def self_tests():
     try:
         import torch
     except ImportError:
+        if _nvidia_smi("name"):
+            yield Finding(MISSING, "self-test GPU", "left out: its arrays are PyTorch's", "pip install torch")
         return
     for ordinal in range(torch.cuda.device_count()):
         yield _self_test(f"cuda:{ordinal}", lambda x, device=f"cuda:{ordinal}": torch.from_numpy(x).to(device))

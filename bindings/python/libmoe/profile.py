@@ -13,6 +13,8 @@ from pathlib import Path
 
 PEERS = ("grouped_mm", "eager")
 DECODE = (1, 8, 32)
+# Names that models have for the experts a token has.
+TOP_K = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
 
 
 def main(arguments=None):
@@ -67,7 +69,7 @@ def load(model, shrink, device, dtype):
     libmoe.transformers.register()
     path = Path(model)
     if path.exists():
-        config = AutoConfig.from_pretrained(path.parent if path.suffix == ".json" else path)
+        config = AutoConfig.from_pretrained(path)
     else:
         try:
             config = AutoConfig.for_model(model)
@@ -75,24 +77,44 @@ def load(model, shrink, device, dtype):
             config = AutoConfig.from_pretrained(model)
     config = config.get_text_config()
     for field in ("hidden_size", "intermediate_size", "moe_intermediate_size"):
-        if shrink > 1 and isinstance(getattr(config, field, None), int):
+        if isinstance(getattr(config, field, None), int):
             setattr(config, field, max(getattr(config, field) // shrink, 16))
+    widths = getattr(config, "moe_intermediate_size", None)
+    # Where experts are of several kinds, they are told which they are.
+    kind = [max(widths[0] // shrink, 16)] if isinstance(widths, (list, tuple)) else []
     package = type(config).__module__.rpartition(".")[0]
     module = importlib.import_module(f"{package}.modeling_{package.rpartition('.')[2]}")
+    reasons = []
     for candidate in vars(module).values():
         if isinstance(candidate, type) and hasattr(candidate, "_apply_gate") and candidate.__module__ == module.__name__:
             try:
-                with torch.device(device):
-                    experts = candidate(config).to(dtype)
-            except (AttributeError, TypeError):
-                continue  # the experts of another part of the model
-            with torch.no_grad():
-                for parameter in experts.parameters():
-                    parameter.normal_(0, 0.02)
-            top_k = next(getattr(config, name) for name in ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
-                         if isinstance(getattr(config, name, None), int))
-            return experts, top_k
-    raise SystemExit(f"{model} ({type(config).__name__}) has no experts that use Transformers' experts interface")
+                experts = made(candidate, [config, *kind], device, dtype)
+            except (AttributeError, TypeError) as error:  # the experts of another part of the model, or a size that is not told
+                reasons.append(f"{candidate.__name__}: {str(error).splitlines()[0][:99]}")
+                continue
+            top_k = next((getattr(config, name) for name in TOP_K if isinstance(getattr(config, name, None), int)), None)
+            if top_k is not None:
+                return experts, top_k
+            reasons.append(f"{candidate.__name__}: the configuration does not say how many experts a token has ({TOP_K[0]})")
+    why = "; ".join(reasons) or "no experts that use Transformers' experts interface"
+    raise SystemExit(f"{model} ({type(config).__name__}) has {'experts that cannot be made: ' if reasons else ''}{why}")
+
+
+def made(experts_class, arguments, device, dtype):
+    """Its experts with random weights, never in a wider dtype."""
+    import torch
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            experts = experts_class(*arguments)
+    finally:
+        torch.set_default_dtype(default)
+    with torch.no_grad():
+        for parameter in experts.parameters():
+            parameter.normal_(0, 0.02)
+    return experts
 
 
 def measure(experts, implementation, case, tokens, top_k, hidden, repeats):
