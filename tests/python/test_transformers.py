@@ -369,6 +369,34 @@ def test_experts_that_a_quantizer_has_replaced(monkeypatch):
     assert module(x, ids, weights) == (module, x)
 
 
+class Packed(torch.Tensor):
+    """A quantizer's weights, as torchao has them: they say the dtype that they are computed in."""
+
+    def __new__(cls, inner):
+        packed = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+        packed.inner = inner
+        return packed
+
+    def __tensor_flatten__(self):
+        return ["inner"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, function, *_):
+        raise NotImplementedError(f"{function} of Packed")
+
+
+def test_weights_that_a_quantizer_has_packed(monkeypatch):
+    module, (x, ids, weights) = experts(dtype=torch.bfloat16), routed()
+    packed = Packed(module.gate_up_proj.detach())
+    del module.gate_up_proj
+    module.gate_up_proj = packed
+    with pytest.raises(NotImplementedError, match=r"does not compute weights that are Packed; .*register\(fallback="):
+        _experts.experts_forward(module, x, ids, weights)
+    monkeypatch.setitem(_experts.FALLBACK, "name", "batched_mm")
+    with pytest.raises(NotImplementedError, match="of Packed"):  # another implementation was reached
+        _experts.experts_forward(module, x, ids, weights)
+
+
 def test_what_libmoe_does_not_compute():
     module, (x, ids, weights) = experts(), routed()
     module.gate_up_proj = torch.nn.Parameter(module.gate_up_proj.to(torch.float8_e4m3fn), requires_grad=False)

@@ -36,6 +36,9 @@ def experts_forward(self, hidden_states, top_k_index, top_k_weights):
     w2 = _local(self.down_proj)
     if not (w1.dtype in DTYPES or (w1.dtype == torch.float64 and w1.device.type == "cpu")):
         return _elsewhere(self, f"weights of {w1.dtype} on {w1.device.type}", hidden_states, top_k_index, top_k_weights)
+    if hasattr(w1, "__tensor_flatten__") and not hasattr(w1, "trigger_wait"):
+        # A quantizer's, which tells the dtype that it computes in; what waits for a collective is a tensor.
+        return _elsewhere(self, f"weights that are {type(w1).__name__}", hidden_states, top_k_index, top_k_weights)
     strange = [name for name, default in UNKNOWN.items() if getattr(self, name, default) != default]
     if strange:
         return _elsewhere(self, f"experts with {', '.join(strange)}", hidden_states, top_k_index, top_k_weights)
