@@ -1,5 +1,10 @@
 """torch.ops.libmoe: torch's own checks of operators, gradients against finite differences, inputs as PyTorch users give them."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -243,6 +248,14 @@ def test_functions_under_autocast():
     assert torch.allclose(y.float(), moe.combine(rows, plan).float(), atol=0.3)
     (y.float().sum() + h.float().sum()).backward()
     assert all(w.grad.dtype == torch.float32 and w.grad.norm() > 0 for w in (w1, w2, b1))
+
+
+@fp64
+def test_an_old_torch_is_named():
+    code = "import torch; torch.__version__ = torch.torch_version.TorchVersion('2.7.1+cpu')\nimport libmoe.torch"
+    environment = os.environ | {"PYTHONPATH": str(Path(libmoe.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "ImportError: libmoe.torch needs PyTorch 2.8 or newer; this is 2.7.1+cpu: pip install --upgrade torch" in done.stderr, done.stderr
 
 
 def test_meta_tensors():
