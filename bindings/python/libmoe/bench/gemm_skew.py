@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import gemm, method, record
+from .peers import deepgemm
 from .shapes import SHAPES
 
 KEY = "gemm_skew"
@@ -21,5 +22,6 @@ def run(ctx) -> tuple[list[dict], dict]:
             shapes[f"{name} {case}"] = {**rates, "of the limit": quotient, "of the limit, uniform": even}
             rows.append(record.row(KEY, f"{name} {case}", "skewed", "of the limit", WANTED, ours=quotient, peer=even,
                                    peer_name="libmoe, uniform", ratio=quotient / even, met=quotient / even >= 0.95,
-                                   device=state.get("device"), tflops=rates["libmoe"], torch_tflops=rates["torch grouped_mm"]))
+                                   device=state.get("device"), tflops=rates["libmoe"], torch_tflops=rates["torch grouped_mm"],
+                                   deepgemm_tflops=rates.get(deepgemm.NAME)))
     return rows, {**state, "TFLOP/s": shapes}

@@ -20,6 +20,9 @@ class Timing:
     low: float
     high: float
 
+    def per_call(self, calls: int) -> Timing:
+        return Timing(self.median / calls, self.low / calls, self.high / calls)
+
 
 def summarize(samples: list[float]) -> Timing:
     ordered = sorted(samples)
@@ -35,36 +38,93 @@ def rotations(bytes_per_set: int) -> int:
     return max(1, min(64, -(-CACHE_MULTIPLE * cache // max(1, bytes_per_set))))
 
 
-def time_gpu(variants: dict[str, list[Callable[[], None]]], replays: int = REPLAYS) -> dict[str, Timing]:
-    """Times each variant, given as one callable a buffer set; all sets of a variant make one graph."""
+def capture(calls: list[Callable], stream):
+    """A graph of the calls, and what the last one gave."""
     import torch
 
-    graphs = {}
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            result = call()
+    return graph, result
+
+
+def interleave(runs: dict[str, Callable[[], None]], replays: int) -> dict[str, Timing]:
+    """Event times of each, the runs taking turns."""
+    import torch
+
+    events = {name: [] for name in runs}
+    for replay in range(replays + 3):
+        for name, run in runs.items():
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            run()
+            end.record()
+            if replay >= 3:
+                events[name].append((begin, end))
+    torch.cuda.synchronize()
+    return {name: summarize([b.elapsed_time(e) * 1e-3 for b, e in pairs]) for name, pairs in events.items()}
+
+
+def time_gpu(variants: dict[str, list[Callable[[], None]]], replays: int = REPLAYS, peers: dict[str, list[Callable]] | None = None) -> dict[str, Timing]:
+    """Times each variant, given as one callable a buffer set; all sets of a variant make one graph.
+
+    Peers take turns with the variants, both captured and as they are called from Python: the faster of the two is their time. A
+    peer that cannot be captured has only the other.
+    """
+    import torch
+
     side = torch.cuda.Stream()
+    runs, size = {}, {}
     for name, calls in variants.items():
         with torch.cuda.stream(side):
             for call in calls[:2]:
                 call()
         side.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side):
+        runs[name], size[name] = capture(calls, side)[0].replay, len(calls)
+    for name, calls in (peers or {}).items():
+        runs[f"{name} (eager)"] = lambda calls=calls: [call() for call in calls]
+        graph = captured_peer(name, calls, side)
+        if graph:
+            runs[f"{name} (captured)"] = graph.replay
+    timings = interleave(runs, replays)
+    for name, calls in (peers or {}).items():
+        ways = [timings.pop(way) for way in (f"{name} (eager)", f"{name} (captured)") if way in timings]
+        timings[name], size[name] = min(ways, key=lambda t: t.median), len(calls)
+    return {name: t.per_call(size[name]) for name, t in timings.items()}
+
+
+def captured_peer(name: str, calls: list[Callable], stream):
+    """The graph of a peer's calls; None where it cannot be captured, or where replaying it does not do the work."""
+    import torch
+
+    def tensors(result):
+        return [t for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, torch.Tensor)]
+
+    try:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for call in calls:
-                call()
-        graphs[name] = graph
-    events = {name: [] for name in graphs}
-    for replay in range(replays + 3):
-        for name, graph in graphs.items():
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            graph.replay()
-            end.record()
-            if replay >= 3:
-                events[name].append((begin, end))
-    torch.cuda.synchronize()
-    return {
-        name: summarize([b.elapsed_time(e) * 1e-3 / len(variants[name]) for b, e in pairs])
-        for name, pairs in events.items()
-    }
+                expected = call()
+            expected = [t.clone() for t in tensors(expected)]
+        stream.synchronize()
+        graph, result = capture(calls, stream)
+        for t in tensors(result):
+            t.detach().fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+        pairs = zip(tensors(result), expected)
+        off = max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs) if expected else 0.0
+        if not off < 0.02:
+            print(f"{name}: the captured work gives another result (relative difference {off:.2g})", flush=True)
+            return None
+        return graph
+    except Exception as error:
+        print(f"{name} cannot be captured: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        torch.cuda.synchronize()
+        # A capture that failed leaves the generator of random numbers believing that it goes on; one that succeeds ends that.
+        capture([lambda: torch.zeros(1, device="cuda")], stream)
+        return None
 
 
 def time_eager(call: Callable[[], None], repeats: int = REPLAYS) -> Timing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import subprocess
@@ -39,6 +40,12 @@ def row(key: str, shape: str, routing: str, unit: str, wanted: str, **measured) 
     values.update(date=datetime.date.today().isoformat(), commit=commit())
     values.update(measured)
     return values
+
+
+def geometric_mean(ratios: list[float], wanted: float) -> dict:
+    """The mean of a section's ratios for its detail, beside what is wanted."""
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    return {"geometric mean": mean, "geometric mean wanted": wanted, "geometric mean met": mean >= wanted}
 
 
 def write(folder: Path, rows: list[dict], details: dict[str, dict]) -> None:
