@@ -9,6 +9,11 @@ from pathlib import Path
 import libmoe
 
 from . import method, picture, record, targets
+from .peers import policy
+
+
+def names(text: str) -> frozenset[str]:
+    return frozenset(filter(None, text.split(",")))
 
 
 def main() -> int:
@@ -16,7 +21,14 @@ def main() -> int:
     parser.add_argument("--only", default="", help="keys, separated by commas; default: all that this machine can run")
     parser.add_argument("--out", type=Path, default=Path("benches/results"), help="folder of the results")
     parser.add_argument("--device", default=None, help="cpu or cuda:N; default: each section's own")
+    parser.add_argument("--peers", type=names, help="peers to run beside, of DeepGEMM, SonicMoE and SGLang Triton; default: all")
+    parser.add_argument("--peer-shapes", type=names, help="shapes at which they run; default: all")
+    parser.add_argument("--peer-seconds", type=float, default=policy.settings.seconds, help="what a peer may take for a shape")
+    parser.add_argument("--peer-cache", type=Path, help="folder that keeps what they compile")
     args = parser.parse_args()
+    policy.settings.names, policy.settings.shapes, policy.settings.seconds = args.peers, args.peer_shapes, args.peer_seconds
+    if args.peer_cache:
+        policy.keep_compiled(args.peer_cache.resolve())
     only = set(filter(None, args.only.split(",")))
     rows, details = [], {}
     for section in targets.SECTIONS:

@@ -82,16 +82,31 @@ def time_gpu(variants: dict[str, list[Callable[[], None]]], replays: int = REPLA
                 call()
         side.synchronize()
         runs[name], size[name] = capture(calls, side)[0].replay, len(calls)
-    for name, calls in (peers or {}).items():
-        runs[f"{name} (eager)"] = lambda calls=calls: [call() for call in calls]
-        graph = captured_peer(name, calls, side)
-        if graph:
-            runs[f"{name} (captured)"] = graph.replay
-    timings = interleave(runs, replays)
-    for name, calls in (peers or {}).items():
-        ways = [timings.pop(way) for way in (f"{name} (eager)", f"{name} (captured)") if way in timings]
-        timings[name], size[name] = min(ways, key=lambda t: t.median), len(calls)
-    return {name: t.per_call(size[name]) for name, t in timings.items()}
+    ways = {name: peer_runs(name, calls, side) for name, calls in (peers or {}).items()}
+    for name, by_way in ways.items():
+        runs.update(by_way)
+        size.update(dict.fromkeys(by_way, len(peers[name])))
+    timings = {run: t.per_call(size[run]) for run, t in interleave(runs, replays).items()}
+    for name, by_way in ways.items():
+        if by_way:
+            timings[name] = min((timings.pop(way) for way in by_way), key=lambda t: t.median)
+    return timings
+
+
+def peer_runs(name: str, calls: list[Callable], stream) -> dict[str, Callable[[], None]]:
+    """The ways in which a peer runs; none where it fails."""
+
+    def eager():
+        for call in calls:
+            call()
+
+    try:
+        eager()
+    except Exception as error:
+        print(f"{name} failed: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        return {}
+    graph = captured_peer(name, calls, stream)
+    return {f"{name} (eager)": eager, **({f"{name} (captured)": graph.replay} if graph else {})}
 
 
 def captured_peer(name: str, calls: list[Callable], stream):

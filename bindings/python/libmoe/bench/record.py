@@ -43,9 +43,9 @@ def row(key: str, shape: str, routing: str, unit: str, wanted: str, **measured) 
 
 
 def geometric_mean(ratios: list[float], wanted: float) -> dict:
-    """The mean of a section's ratios for its detail, beside what is wanted."""
+    """The mean of ratios beside what is wanted of it, for a section's detail."""
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    return {"geometric mean": mean, "geometric mean wanted": wanted, "geometric mean met": mean >= wanted}
+    return {"ratio": mean, "wanted": wanted, "met": mean >= wanted}
 
 
 def write(folder: Path, rows: list[dict], details: dict[str, dict]) -> None:

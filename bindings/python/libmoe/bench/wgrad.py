@@ -12,6 +12,7 @@ from .shapes import SHAPES, Shape, routing, stage
 KEY = "wgrad"
 ROWS = [(f"{name} {out}", "uniform") for name in SHAPES for out in ("bf16", "fp32 accumulate")]
 NEEDS = "gpu"
+ACCUMULATING_WANTED = ">= 1.3 x DeepGEMM and faster than torch's wgrad followed by add_"
 # DeepGEMM's TFLOP/s with fp32 accumulation on an H200 (2026-11-22), for where it does not run beside.
 DEEPGEMM = {"qwen3-30b": 442, "mixtral": 537, "dsv3-ep8": 276}
 
@@ -56,18 +57,21 @@ def run(ctx) -> tuple[list[dict], dict]:
         rows.append(record.row(KEY, f"{name} bf16", "uniform", "TFLOP/s", wanted, ours=ours, peer=rate["torch"],
                                peer_name="torch grouped_mm", ratio=ours / rate["torch"],
                                met=ours >= 1.1 * rate["torch"] or ours >= 0.9 * rate["limit"], device=device))
-        ours, wanted = rate["fp32 accumulate"], ">= 1.3 x DeepGEMM and faster than torch's wgrad followed by add_"
-        known = DEEPGEMM.get(name) if "H200" in device else None
-        rivals = {"torch grouped_mm, add_": rate["torch, add_"]}
-        if deepgemm.NAME in rate:
-            rivals["1.3 x DeepGEMM"] = 1.3 * rate[deepgemm.NAME]
-        elif known:
-            rivals["1.3 x DeepGEMM, published"] = 1.3 * known
-        peer_name = max(rivals, key=rivals.get)
-        peer = rivals[peer_name]
-        rows.append(record.row(KEY, f"{name} fp32 accumulate", "uniform", "TFLOP/s", wanted, ours=ours, peer=peer,
-                               peer_name=peer_name, ratio=ours / peer, device=device, published=known,
-                               **gemm.verdict(ours >= peer, rate)))
+        rows.append(accumulating(name, rate, device))
         del x, dy, dw, main_grad, call
         torch.cuda.empty_cache()
     return rows, {**state, "TFLOP/s": detail}
+
+
+def accumulating(name: str, rate: dict, device: str) -> dict:
+    """The row of accumulation into fp32."""
+    ours, known = rate["fp32 accumulate"], DEEPGEMM.get(name) if "H200" in device else None
+    rivals = {"torch grouped_mm, add_": rate["torch, add_"]}
+    if deepgemm.NAME in rate:
+        rivals["1.3 x DeepGEMM"] = 1.3 * rate[deepgemm.NAME]
+    elif known:
+        rivals["1.3 x DeepGEMM, published"] = 1.3 * known
+    peer_name = max(rivals, key=rivals.get)
+    peer = rivals[peer_name]
+    return record.row(KEY, f"{name} fp32 accumulate", "uniform", "TFLOP/s", ACCUMULATING_WANTED, ours=ours, peer=peer,
+                      peer_name=peer_name, ratio=ours / peer, device=device, published=known, **gemm.verdict(ours >= peer, rate))

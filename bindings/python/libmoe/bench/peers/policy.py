@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 # A bf16 result of another order of sums is within this of ours.
 TOLERANCE = 0.02
@@ -22,6 +24,12 @@ class Settings:
 
 
 settings = Settings()
+
+
+def keep_compiled(folder: Path) -> None:
+    """Where peers keep what they compile and tune, unless the environment says so already."""
+    for variable in ("QUACK_CACHE_DIR", "TRITON_CACHE_DIR", "DG_JIT_CACHE_DIR"):
+        os.environ.setdefault(variable, str(folder / variable.split("_")[0].lower()))
 
 
 class Absent(Exception):

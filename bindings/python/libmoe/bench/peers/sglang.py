@@ -18,7 +18,7 @@ from pathlib import Path
 from .policy import Absent, require_same
 
 NAME = "SGLang Triton"
-KERNELS, SMALL_SORT = "fused_moe_triton_kernels.py", "moe_align_small_numel.py"
+KERNELS, SMALL_SORT, CUDA_SORT = "fused_moe_triton_kernels.py", "moe_align_small_numel.py", "moe_align_kernel.cu"
 
 
 def folder() -> Path:
@@ -127,18 +127,59 @@ def align_by_torch(ids, block: int, E: int):
 
 
 def align_small(ids, block: int, E: int):
-    """The same by SGLang's own kernel for few slots, where its file is there."""
+    """The same by SGLang's Triton kernel for few slots, where its file is there."""
     import torch
 
     module = source(SMALL_SORT, False)
     slots = ids.numel()
     if slots > module.SMALL_NUMEL_LIMIT:
-        raise Absent(f"SGLang's own sort is for at most {module.SMALL_NUMEL_LIMIT} slots")
+        raise Absent(f"SGLang's small sort is for at most {module.SMALL_NUMEL_LIMIT} slots")
     new = lambda size: torch.empty(size, device=ids.device, dtype=torch.int32)
     order, blocks, total = new(slots * block), new(slots), new(1)
     # One bucket more than experts: id -1 has its own.
     module.moe_align_small_numel(ids, E + 1, block, order, blocks, total)
     return order, blocks, total
+
+
+@functools.lru_cache(maxsize=None)
+def cuda_sort():
+    """SGLang's CUDA sort, built by the machine's nvcc from its file and headers, where they are there with tvm_ffi; else why not."""
+    path = folder() / CUDA_SORT
+    if not path.exists():
+        return None, f"no {CUDA_SORT} in PEER_SRC/sglang_moe"
+    try:
+        import torch
+        import tvm_ffi.cpp
+
+        major, minor = torch.cuda.get_device_capability()
+        export = "TVM_FFI_DLL_EXPORT_TYPED_FUNC(sort, (MoeAlignBlockSizeKernel<int32_t, false, false, false>::run));"
+        library = tvm_ffi.cpp.load_inline(
+            "sglang_moe_align", cuda_sources=f'#include <tvm/ffi/function.h>\n#include "{path.resolve()}"\n{export}\n',
+            extra_include_paths=[str(path.parent / "include")],
+            extra_cuda_cflags=["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-DSGL_CUDA_ARCH={100 * major + 10 * minor}"])
+        return library, None
+    except Exception as error:
+        print(f"SGLang's CUDA sort is not built: {type(error).__name__}: {str(error)[-600:]}", flush=True)
+        return None, str(error)
+
+
+def align_cuda(ids, block: int, E: int):
+    """The same by SGLang's CUDA kernels."""
+    import torch
+
+    library, reason = cuda_sort()
+    if library is None:
+        raise Absent(reason)
+    slots = ids.numel()
+    room = slots * block if slots < E + 1 else slots + (E + 1) * (block - 1)
+    room = -(-room // 4) * 4
+    new = lambda size: torch.empty(size, device=ids.device, dtype=torch.int32)
+    order, blocks, total, sums = new(room), new(-(-room // block)), new(1), new(E + 2)
+    library.sort(ids, E + 1, block, order, blocks, total, sums, True)
+    return order, blocks, total
+
+
+SORTS = {"by torch": align_by_torch, "by SGLang's Triton": align_small, "by SGLang's CUDA": align_cuda}
 
 
 def forward(made, x, programmatic_launch: bool):
@@ -170,28 +211,31 @@ def forward(made, x, programmatic_launch: bool):
 
 
 def variants(made, x, expected) -> dict:
-    """Calls by name: with the alignment computed beforehand, by torch ops, and by SGLang's own kernel where that applies."""
-    calls = {}
-    for launch, suffix in ((True, ""), (False, ", without PDL")):
+    """Calls by name: with the alignment computed beforehand, and by each sort that is there."""
+    try:
+        # As SGLang launches its kernels on Hopper: the next one begins before the last has ended.
+        return calls_of(made, x, expected, True)
+    except Absent:
+        raise
+    except Exception as error:
+        print(f"{NAME} with programmatic launches: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        return calls_of(made, x, expected, False)
+
+
+def calls_of(made, x, expected, programmatic_launch: bool) -> dict:
+    block, layer = forward(made, x, programmatic_launch)
+    calls, E = {}, made.shape.E
+    for how, sort in SORTS.items():
         try:
-            block, layer = forward(made, x, launch)
-            ready = align_by_torch(made.ids, block, made.shape.E)
-            require_same(NAME, layer(*ready), expected)
+            require_same(NAME, layer(*sort(made.ids, block, E)), expected)
         except Absent:
-            raise
-        except Exception as error:
-            if not launch:
+            if sort is align_by_torch:
                 raise
-            print(f"SGLang with PDL: {type(error).__name__}: {str(error)[:200]}", flush=True)
             continue
-        calls["aligned before" + suffix] = lambda layer=layer, ready=ready: layer(*ready)
-        for sort, how in ((align_by_torch, "aligned by torch"), (align_small, "aligned by SGLang")):
-            call = lambda layer=layer, block=block, sort=sort: layer(*sort(made.ids, block, made.shape.E))
-            try:
-                require_same(NAME, call(), expected)
-            except Absent as absent:
-                if sort is align_by_torch:
-                    raise
-                continue
-            calls[how + suffix] = call
+        calls[f"aligned {how}"] = functools.partial(sorted_layer, layer, sort, made.ids, block, E)
+    calls["aligned before"] = functools.partial(layer, *align_by_torch(made.ids, block, E))
     return calls
+
+
+def sorted_layer(layer, sort, ids, block: int, E: int):
+    return layer(*sort(ids, block, E))
