@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .peers.policy import require_same
+
 REPLAYS = 25
 CACHE_MULTIPLE = 3
 
@@ -128,11 +130,8 @@ def captured_peer(name: str, calls: list[Callable], stream):
             t.detach().fill_(float("nan"))
         graph.replay()
         torch.cuda.synchronize()
-        pairs = zip(tensors(result), expected)
-        off = max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs) if expected else 0.0
-        if not off < 0.02:
-            print(f"{name}: the captured work gives another result (relative difference {off:.2g})", flush=True)
-            return None
+        for t, e in zip(tensors(result), expected):
+            require_same(f"{name}, captured,", t, e)
         return graph
     except Exception as error:
         print(f"{name} cannot be captured: {type(error).__name__}: {str(error)[:200]}", flush=True)
