@@ -152,7 +152,7 @@ def cuda_sort():
         import tvm_ffi.cpp
 
         major, minor = torch.cuda.get_device_capability()
-        export = "TVM_FFI_DLL_EXPORT_TYPED_FUNC(sort, (MoeAlignBlockSizeKernel<int32_t, false, false, false>::run));"
+        export = "TVM_FFI_DLL_EXPORT_TYPED_FUNC(sort, (sglang::MoeAlignBlockSizeKernel<int32_t, false, false, false>::run));"
         library = tvm_ffi.cpp.load_inline(
             "sglang_moe_align", cuda_sources=f'#include <tvm/ffi/function.h>\n#include "{path.resolve()}"\n{export}\n',
             extra_include_paths=[str(path.parent / "include")],
