@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="keys, separated by commas; default: all that this machine can run")
     parser.add_argument("--out", type=Path, default=Path("benches/results"), help="folder of the results")
     parser.add_argument("--device", default=None, help="cpu or cuda:N; default: each section's own")
-    parser.add_argument("--peers", type=names, help="peers to run beside, of DeepGEMM, SonicMoE and SGLang Triton; default: all")
+    parser.add_argument("--peers", type=names, help="peers to run beside, of DeepGEMM, SonicMoE and SGLang; default: all")
     parser.add_argument("--peer-shapes", type=names, help="shapes at which they run; default: all")
     parser.add_argument("--peer-seconds", type=float, default=policy.settings.seconds, help="what a peer may take for a shape")
     parser.add_argument("--peer-cache", type=Path, help="folder that keeps what they compile")

@@ -20,7 +20,7 @@ class Settings:
 
     names: frozenset[str] | None = None
     shapes: frozenset[str] | None = None
-    seconds: float = 400
+    seconds: float = 600
 
 
 settings = Settings()

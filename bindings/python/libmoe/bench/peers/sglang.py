@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .policy import Absent, require_same
 
-NAME = "SGLang Triton"
+NAME = "SGLang"
 KERNELS, SMALL_SORT, CUDA_SORT = "fused_moe_triton_kernels.py", "moe_align_small_numel.py", "moe_align_kernel.cu"
 
 
