@@ -243,8 +243,8 @@ def test_geometric_mean():
 def test_deepgemm_groups_begin_at_its_alignment():
     torch = pytest.importorskip("torch")
     counts = torch.tensor([3, 0, 4, 1])
-    rows, places, layout = deepgemm.padded(counts, 4)
-    assert rows == 12 and places.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    sizes, places, layout = deepgemm.padded(counts, 4)
+    assert sizes.tolist() == [4, 0, 4, 4] and places.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
     assert layout.tolist() == [0, 0, 0, -1, 2, 2, 2, 2, 3, -1, -1, -1]
 
 

@@ -84,7 +84,8 @@ def run(ctx) -> tuple[list[dict], dict]:
             detail["cases"][f"{name} T={tokens}"] = {
                 "us": ours, "p10, p90 us": [2e6 * timings["libmoe"].low, 2e6 * timings["libmoe"].high],
                 **{f"{variant} us": value for variant, value in us.items()}, "limit us": limit * 1e6, "share": share,
-                "experts": touched, **({"absent": absent} if absent else {"SGLang configuration": sglang.config(tokens, shape.E, shape.f)[1]}),
+                "experts": touched,
+                **({"absent": absent} if absent else {"SGLang configuration": sglang.config(tokens, shape.E, shape.f)[1]}),
             }
             result.append(record.row(
                 KEY, f"{name} T={tokens}", "random", "us", f">= {goal:.0%} of the bytes' limit, <= SGLang", ours=ours,

@@ -68,7 +68,9 @@ def interleave(runs: dict[str, Callable[[], None]], replays: int) -> dict[str, T
     return {name: summarize([b.elapsed_time(e) * 1e-3 for b, e in pairs]) for name, pairs in events.items()}
 
 
-def time_gpu(variants: dict[str, list[Callable[[], None]]], replays: int = REPLAYS, peers: dict[str, list[Callable]] | None = None) -> dict[str, Timing]:
+def time_gpu(
+    variants: dict[str, list[Callable[[], None]]], replays: int = REPLAYS, peers: dict[str, list[Callable]] | None = None
+) -> dict[str, Timing]:
     """Times each variant, given as one callable a buffer set; all sets of a variant make one graph.
 
     Peers take turns with the variants, both captured and as they are called from Python: the faster of the two is their time. A

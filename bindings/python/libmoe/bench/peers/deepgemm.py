@@ -20,7 +20,7 @@ def library():
 
 
 def padded(counts, alignment: int):
-    """(rows with padding, place of each real row, group of each row or -1) for `counts` rows a group."""
+    """(rows of each group with padding, place of each real row, group of each row or -1) for `counts` rows a group."""
     import torch
 
     sizes = (counts + alignment - 1) // alignment * alignment
@@ -30,7 +30,7 @@ def padded(counts, alignment: int):
     places = starts[group] + within
     layout = torch.full((int(sizes.sum()),), -1, device=counts.device, dtype=torch.int32)
     layout[places] = group.int()
-    return len(layout), places, layout
+    return sizes, places, layout
 
 
 def grouped(a, b, counts, across: bool, expected):
@@ -38,10 +38,10 @@ def grouped(a, b, counts, across: bool, expected):
     import torch
 
     deep_gemm = library()
-    rows, places, layout = padded(counts, deep_gemm.get_mk_alignment_for_contiguous_layout())
-    a_padded = torch.empty(rows, a.shape[1], device=a.device, dtype=a.dtype).normal_()
+    _, places, layout = padded(counts, deep_gemm.get_mk_alignment_for_contiguous_layout())
+    a_padded = torch.empty(len(layout), a.shape[1], device=a.device, dtype=a.dtype).normal_()
     a_padded[places] = a
-    c = torch.empty(rows, expected.shape[1], device=a.device, dtype=a.dtype)
+    c = torch.empty(len(layout), expected.shape[1], device=a.device, dtype=a.dtype)
     kernel = deep_gemm.m_grouped_bf16_gemm_nn_contiguous if across else deep_gemm.m_grouped_bf16_gemm_nt_contiguous
 
     def call():
@@ -58,11 +58,9 @@ def wgrad(dy, x, counts, expected):
     import torch
 
     deep_gemm = library()
-    rows, places, _ = padded(counts, deep_gemm.get_mk_alignment_for_contiguous_layout())
-    dy_padded, x_padded = (torch.zeros(rows, t.shape[1], device=t.device, dtype=t.dtype) for t in (dy, x))
+    sizes, places, layout = padded(counts, deep_gemm.get_mk_alignment_for_contiguous_layout())
+    dy_padded, x_padded = (torch.zeros(len(layout), t.shape[1], device=t.device, dtype=t.dtype) for t in (dy, x))
     dy_padded[places], x_padded[places] = dy, x
-    alignment = deep_gemm.get_mk_alignment_for_contiguous_layout()
-    sizes = (counts + alignment - 1) // alignment * alignment
     on_host, on_device = sizes.tolist(), sizes.int()
     dw = torch.zeros(expected.shape, device=dy.device)
 
