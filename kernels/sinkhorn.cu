@@ -7,7 +7,8 @@
 // the logits in each iteration.
 //
 // Blocks join their S by additions in the L2 cache, once an iteration. As sum_e u_e*S_e <= 1, S_e is added in units of 1/u_e, rounded
-// to a power of two: what 55 bits of that lose is below fp32's digits of S_e + eps*exp(g_e).
+// to a power of two. 55 bits of that are enough: after an iteration u_e*S_e is no less than 1/(2*E*T), before one u_e is 1 and eps
+// has 1e-8 of the unit.
 #include <cooperative_groups.h>
 
 #include <utility>
@@ -24,9 +25,10 @@ constexpr float RANGE = 16777216.0f;
 template <int N> constexpr int KEPT = N == 4 ? 4 : N == 16 ? 2 : 0;
 // Columns that a thread of the leading warps has: it joins the warps' sums of them, and keeps their u.
 template <int N> constexpr int LED = N == 32 ? 4 : 1;
+
 // The block's shared memory.
 struct Memory {
-  // The columns' totals when they were last seen, of even and of odd rounds: each its leader's.
+  // What the leading threads last saw of their columns' totals, of even and of odd rounds.
   uint64_t *totals;
   // Of the columns; of the warps: what the stopping test looks at.
   float *u, *old, *gauge, *errors;
@@ -34,7 +36,8 @@ struct Memory {
   float *scratch, *rows, *shifts, *epsilons;
 
   __device__ Memory(float *memory, const SinkhornParams &p, int width, int warps, int kept)
-      : totals(reinterpret_cast<uint64_t *>(memory)), u(memory + 4 * max(width, 32)), old(u + width), gauge(old + width), errors(gauge + width), scratch(errors + 16), rows(scratch + warps * width),
+      : totals(reinterpret_cast<uint64_t *>(memory)), u(memory + 4 * max(width, 32)), old(u + width), gauge(old + width),
+        errors(gauge + width), scratch(errors + 16), rows(scratch + warps * width),
         shifts(rows + p.resident * p.pitch), epsilons(shifts + kept + p.resident) {}
 };
 
@@ -173,10 +176,12 @@ template <int N> struct Block {
 
 // The columns that this thread leads, in the first warps of its block.
 template <int N, int WIDTH> struct Leader {
-  static constexpr int THREADS_LED = WIDTH < 32 ? 32 : WIDTH / LED<N>, WARPS_LED = THREADS_LED / 32, PLACES = THREADS_LED * LED<N>;
+  static constexpr int THREADS_LED = WIDTH < 32 ? 32 : WIDTH / LED<N>, WARPS_LED = THREADS_LED / 32;
+  // Columns, and threads without one.
+  static constexpr int PLACES = THREADS_LED * LED<N>;
   const SinkhornParams &p;
   const Memory &m;
-  // Whether the thread's warp leads any.
+  // Whether the thread's warp has columns.
   const bool leads;
   // The most that a block can add.
   const float most;
