@@ -97,6 +97,49 @@ def test_aux_and_z_losses(ctx, on, score):
     close(dlogits, logits.grad)
 
 
+@pytest.mark.parametrize("scope", ("sequence", "global"))
+@pytest.mark.parametrize("score", SCORES)
+def test_aux_losses_of_sequences_and_of_micro_batches(ctx, on, score, scope):
+    """As the methods _apply_seq_aux_loss and _apply_global_aux_loss of its TopKRouter call the function."""
+    length, batch, E, K, coeff = 50, 4, 12, 3, 0.013
+    T = length * batch
+    logits = on(T, E).requires_grad_()
+    routing_map, scores = mcore.compute_routing_scores_for_aux_loss(logits, K, score)
+    desc = dict(logits_dtype=libmoe.DTYPE_FP32, num_tokens=T, num_experts=E, top_k=K, score_function=SCORES[score],
+                aux_loss=libmoe.AUX_LOSS_MEGATRON, aux_loss_coeff=coeff)
+    common = dict(topk=K, num_experts=E, moe_aux_loss_coeff=coeff)
+    args = {}
+    if scope == "sequence":
+        per_sequence = routing_map.reshape(length, -1).sum(0)
+        aux = mcore.switch_load_balancing_loss_func(
+            probs=scores.reshape(length, -1), tokens_per_expert=per_sequence, total_num_tokens=length, **common) / batch
+        desc.update(aux_scope=libmoe.AUX_SCOPE_SEQUENCE, sequence_layout=libmoe.SEQUENCE_MINOR, num_sequences=batch)
+        counts = new(batch, E, dtype=torch.int64)
+    else:
+        averaged = (routing_map.sum(0) + on(E).abs() * 50) / 2
+        aux = mcore.switch_load_balancing_loss_func(probs=scores, tokens_per_expert=averaged, total_num_tokens=2 * T, **common)
+        desc.update(aux_scope=libmoe.AUX_SCOPE_GLOBAL)
+        args = dict(global_tokens_per_expert=averaged.float(), global_num_tokens=torch.full((1,), 2.0 * T, device=logits.device))
+        counts = new(1, E, dtype=torch.int64)
+    aux.backward()
+    loss, dlogits = new(1), new(T, E)
+    ctx.run("router_loss_fwd", desc, dict(logits=logits.detach(), aux_counts=counts, aux_loss=loss, **args))
+    close(loss[0], aux.detach())
+    ctx.run("router_loss_bwd", desc, dict(logits=logits.detach(), aux_counts=counts, dlogits=dlogits, **args))
+    close(dlogits, logits.grad)
+
+
+def test_quantile_balancing(ctx, on):
+    T, E, K = 320, 16, 4
+    bias = on(E, scale=0.1)
+    scores = on(T, E).sigmoid()
+    _, beta = mcore.qb_dual_update(scores, K, -bias)
+    desc = dict(rule=libmoe.BIAS_UPDATE_QUANTILE, num_experts=E, num_tokens=T, top_k=K, ema_decay=0.25)
+    wanted = 0.25 * bias - 0.75 * beta
+    ctx.run("router_bias_update", desc, dict(bias=bias, scores=scores))
+    close(bias, wanted)
+
+
 @pytest.mark.parametrize("shape", ((64, 8), (1000, 64), (4096, 16)))
 def test_sinkhorn(ctx, on, shape):
     T, E = shape
