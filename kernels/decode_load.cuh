@@ -12,7 +12,7 @@ namespace decode {
 
 constexpr int UNIT = 16;
 constexpr int UNIT_ELEMENTS = 8;
-// Of weights that lie [outputs, k] a line has 64 elements; behind 64 outputs of the first 64 come those of the others.
+// Of weights that lie [outputs, k] a line has 64 elements.
 constexpr int LINE = 128;
 constexpr int HALF = DECODE_WEIGHTS / 2;
 // Of the smallest box; each size is twice the one before.
@@ -67,13 +67,16 @@ template <int N> __device__ inline int padded(int tokens) {
   return tokens <= 8 ? 8 : tokens <= 16 ? 16 : N == 4 || tokens <= 32 ? 32 : tokens <= 48 ? 48 : 64;
 }
 
+// Of weights that lie [outputs, k], from the first 64 along k to the others. Where there are a gate and its up half, lines
+// of the latter begin in the middle of the slot.
+__device__ inline uint32_t piece_bytes(bool halves) { return halves ? HALF / 2 : HALF; }
+
 // How a tile is cut: fewer outputs take longer pieces of k. `room`: rows for which a slot has room.
 template <bool ACROSS, int N> __device__ inline int shift_of(const Tile &tile, int room) {
   return tile.count * (ACROSS ? 64 : 16) <= 64 && 2 * padded<N>(tile.tokens) <= room;
 }
 
 // The outputs of a tile as rows of weights that lie [outputs, k]: one run of them, or the gate's and then the up half's.
-// So they lie in a slot, too.
 template <bool ACTIVATES> struct Runs {
   int first[2];
   int lines;
@@ -121,7 +124,7 @@ template <bool ACTIVATES> struct Boxes {
     row = (run == 0 ? runs.first[0] : runs.first[1]) + place * BOX_LINES;
     group = tile.group;
     k_own = 64 * half;
-    to = half * HALF + (run * runs.lines + place * BOX_LINES) * LINE;
+    to = half * piece_bytes(runs.halves) + run * HALF + place * BOX_LINES * LINE;
     bytes = runs.lines * LINE << (shift + runs.halves);
     copies = half <= shift;
   }
@@ -178,11 +181,11 @@ private:
     for (int half = 0; half <= shift; ++half) {
       const int at = k + 64 * half;
       const bool inside = at + unit * UNIT_ELEMENTS < p.k;
-      uint32_t to = slot + half * HALF + swizzled(thread / 8, unit, LINE);
 #pragma unroll
       for (int run = 0; run < (ACTIVATES ? 2 : 1); ++run) {
         if (run > runs.halves) break;
         const uint8_t *piece = from[run] + at * int64_t(sizeof(T));
+        uint32_t to = slot + half * piece_bytes(runs.halves) + run * HALF + swizzled(thread / 8, unit, LINE);
 #pragma unroll UNROLL
         for (int line = 0; line < runs.lines; line += 8) {
           copy<T, ALIGNED>(to, piece, inside, policy);
@@ -251,11 +254,11 @@ private:
 // The rows that go through them, by 16 bytes of one warp. N: at a time, in eights.
 template <class T, int N> struct Tokens {
   static constexpr int PIECES = N * 8 * DECODE_TOKEN / UNIT / 32;
-  static constexpr uint32_t NEXT_PIECE = UNIT * 32;
 
   const uint8_t *from[PIECES];
   uint32_t to;
-  // From a piece to the next, which is 4 lines behind or 2, by the parity of its number and of half of it.
+  // From a piece to the next, which is 4 lines behind or 2; swizzled by the parity of its number and of half of it.
+  uint32_t next;
   uint32_t flip;
   // Pieces that some lane has; a bit each: the lane's that there are, and those that are not zeros.
   int pieces;
@@ -273,8 +276,10 @@ template <class T, int N> struct Tokens {
       source_of[row] = static_cast<int>(source_row(p.gather, sources, tile.first + row, p.report));
     }
     __syncwarp();
-    to = DECODE_WEIGHTS + swizzled(line, unit, units * UNIT);
-    flip = shift == 0 ? 4 * UNIT : 2 * UNIT;
+    // Of two pieces of k the rows of one lie behind those of the other.
+    to = DECODE_WEIGHTS + unit / 8 * padded<N>(tile.tokens) * LINE + swizzled(line, unit % 8, LINE);
+    next = lines * LINE;
+    flip = lines * UNIT;
     k_own = unit * UNIT_ELEMENTS;
     pieces = (tile.tokens + lines - 1) / lines;
     here = values = 0;
@@ -300,7 +305,7 @@ template <class T, int N> struct Tokens {
       if (i >= pieces) break;
       if ((here >> i & 1) == 0) continue;
       const uint32_t line = (i & 1 ? flip : 0) ^ (i & 2 ? upper : 0);
-      cp_async_16((slot + i * NEXT_PIECE) + (to ^ line), from[i] + along, inside && (values >> i & 1) ? UNIT : 0);
+      cp_async_16((slot + i * next) + (to ^ line), from[i] + along, inside && (values >> i & 1) ? UNIT : 0);
     }
   }
 };

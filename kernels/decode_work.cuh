@@ -50,11 +50,12 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
   // The most rows that go through weights at a time in this run.
   int tokens = 0;
 
-  // Columns of c that a granule makes.
-  __device__ static int columns(const DecodeParams &p) { return ACTIVATES && p.formula.gated ? OUTPUTS / 2 : OUTPUTS; }
+  // Columns of c that a granule makes, and the power of two that they are.
+  __device__ static int columns(const DecodeParams &p) { return 1 << columns_log2(p); }
+  __device__ static int columns_log2(const DecodeParams &p) { return (ACROSS ? 6 : 4) - (ACTIVATES && p.formula.gated ? 1 : 0); }
 
   // Of a group and the rows that go through its weights at a time.
-  __device__ static int granules(const DecodeParams &p) { return (p.n + columns(p) - 1) / columns(p); }
+  __device__ static int granules(const DecodeParams &p) { return (p.n + columns(p) - 1) >> columns_log2(p); }
 
   // Before the slots.
   __device__ static Entry *table() {
@@ -63,7 +64,15 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
   }
 
   // How often a group's weights are read for so many rows.
-  __device__ static int passes(const DecodeParams &p, int rows) { return (rows + p.tokens - 1) / p.tokens; }
+  __device__ static int passes(const DecodeParams &p, int rows) {
+    return rows <= p.tokens ? rows > 0 : (rows + p.tokens - 1) / p.tokens;
+  }
+
+  // Where the run of a block begins.
+  __device__ static int begin_of(unsigned total, unsigned block) {
+    if (total < 1u << 20) return total * block / gridDim.x;
+    return static_cast<int>(uint64_t(total) * block / gridDim.x);
+  }
 
   // Reads the groups. All threads of the block call together.
   __device__ explicit Work(const DecodeParams &p) {
@@ -72,8 +81,8 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
     if (threadIdx.x == 0) most = 0;
     int total, used;
     if (!list(p, total, used)) list_clamped(p, total, used);
-    item = static_cast<int>(int64_t(total) * blockIdx.x / gridDim.x);
-    end = static_cast<int>(int64_t(total) * (blockIdx.x + 1) / gridDim.x);
+    item = begin_of(total, blockIdx.x);
+    end = begin_of(total, blockIdx.x + 1);
     __syncthreads();
     for (int i = threadIdx.x; i < used; i += THREADS) {
       const int from = i == 0 ? 0 : entries[i - 1].upto, rows = entries[i].rows, count = passes(p, rows);
@@ -94,11 +103,11 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
     const int of_pass = granules(p);
     const int count = passes(p, from.rows);
     const int place = item - (from.upto - count * of_pass);
-    const int pass = place / of_pass;
-    const int first = from.rows * pass / count;
+    const int pass = count == 1 ? 0 : place / of_pass;
+    const int first = count == 1 ? 0 : from.rows * pass / count;
     tile.group = from.group;
     tile.first = from.begin + first;
-    tile.tokens = from.rows * (pass + 1) / count - first;
+    tile.tokens = count == 1 ? from.rows : from.rows * (pass + 1) / count - first;
     tile.granule = place - pass * of_pass;
     int left = min(of_pass - tile.granule, end - item);
     // Columns of one block of a gate follow each other, and so do those of its up half.
