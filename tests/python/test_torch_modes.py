@@ -104,6 +104,13 @@ def test_checkpoint(reentrant):
     assert_same(ours, step(layer, x), 1e-7)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_counts_tokens_once(reentrant):
+    layer, x = build("bias"), torch.randn(T, D, device=harness.device.name, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=reentrant)[0].sum().backward()
+    assert layer.router.tokens_per_expert.sum() == T * K
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype):
     layer, x = build("shared"), torch.randn(T, D, device=harness.device.name)

@@ -219,6 +219,8 @@ def test_shapes_that_do_not_fit():
         ("selection_bias", lambda: moe.route(randn(T, E), K, selection_bias=randn(E - 1))),
         ("padding_mask", lambda: moe.route(randn(T, E), K, padding_mask=torch.ones(T - 1, dtype=torch.bool, device=x.device))),
         ("weights", lambda: moe.drop(ids_of(), randn(T, K + 1), E, capacity=2)),
+        ("ids", lambda: moe.make_plan(ids_of()[:, 0], E)),
+        ("logits", lambda: moe.route(randn(2, T, E), K)),
         ("slots a token", lambda: moe.Experts(E, D, F, device=x.device)(x.float(), ids_of(), randn(T, K + 1))),
     ]
     for name, call in refused:
@@ -248,6 +250,17 @@ def test_functions_under_autocast():
     assert torch.allclose(y.float(), moe.combine(rows, plan).float(), atol=0.3)
     (y.float().sum() + h.float().sum()).backward()
     assert all(w.grad.dtype == torch.float32 and w.grad.norm() > 0 for w in (w1, w2, b1))
+
+
+def test_parameters_that_were_left_on_meta():
+    """Would silently give what memory held."""
+    x, plan, w1, w2 = randn(T, D, grad=False), moe.make_plan(ids_of(), E), randn(E, 2 * F, D), randn(E, D, F)
+    for call in (lambda: moe.expert_mlp(x, plan, w1.to("meta"), w2), lambda: moe.MoELayer(D, F, E, K, device="meta")(x),
+                 lambda: moe.MoELayer(D, F, E, K, shared_ffn_size=F, device="meta").shared(x)):
+        with pytest.raises(RuntimeError, match="meta"):
+            call()
+    with pytest.raises(ValueError, match="x has hidden size 7, the shared experts 8"):
+        moe.SharedExperts(D, F, device=x.device)(x[:, 1:])
 
 
 @fp64

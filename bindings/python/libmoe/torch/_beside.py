@@ -1,4 +1,4 @@
-"""Operator of routed and of shared experts beside them, on a GPU on a second stream: streams are not switched within torch.compile's graphs.
+"""Operator of routed experts with shared ones beside them, on a GPU on a second stream: torch.compile's graphs cannot switch streams.
 
 The shared experts are one that all rows of shared_x [T, d] go to, shared_offsets int64 [0, T].
 """

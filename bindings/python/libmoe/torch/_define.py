@@ -18,11 +18,25 @@ def operator(schema):
     def decorate(function):
         for backend in ("CPU", "CUDA"):
             LIBRARY.impl(name, function, backend)
-        function.fake = lambda fake: torch.library.register_fake(f"libmoe::{name}", fake, lib=LIBRARY)
+        function.fake = functools.partial(_register_fake, name)
         function.backward = functools.partial(_register_backward, name)
         return function
 
     return decorate
+
+
+def _register_fake(name, fake):
+    """Without data nothing else would tell that tensors lie on several devices: parameters left on meta, say."""
+
+    @functools.wraps(fake)
+    def checked_fake(*arguments):
+        devices = {tensor.device for tensor in arguments if isinstance(tensor, torch.Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"libmoe.{name}: tensors are on {' and '.join(sorted(map(str, devices)))}")
+        return fake(*arguments)
+
+    torch.library.register_fake(f"libmoe::{name}", checked_fake, lib=LIBRARY)
+    return fake
 
 
 def _register_backward(name, setup):

@@ -39,6 +39,8 @@ def maps_of(plan):
 
 def make_plan(ids, num_experts, rows_max=None):
     """The Plan of ids [T, K] (outside 0 ... E-1: an empty slot), or of a mask bool [T, E] with at most rows_max rows."""
+    if ids.dim() != 2:
+        raise ValueError(f"ids has shape {list(ids.shape)}; it must be [T, K], a mask [T, E]")
     if ids.dtype in (torch.bool, torch.uint8):
         if ids.shape[-1] != num_experts:
             raise ValueError(f"the mask has shape {list(ids.shape)}; it must be [T, E] = [{ids.shape[0]}, {num_experts}]")

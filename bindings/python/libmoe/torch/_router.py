@@ -20,6 +20,8 @@ def route(logits, top_k, *, selection_bias=None, padding_mask=None, given_ids=No
 
     Options as libmoe.router_fwd has them. Weights are fp32, or fp64 where the logits are.
     """
+    if logits.dim() != 2:
+        raise ValueError(f"logits has shape {list(logits.shape)}; it must be [T, E]")
     options = encode(options, encoded)
     out = torch.ops.libmoe.router.default(logits, top_k, selection_bias, padding_mask, given_ids, num_sequences, options)
     weights, ids, tokens_per_expert, losses, _ = out

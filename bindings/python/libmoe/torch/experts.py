@@ -94,6 +94,8 @@ class SharedExperts(torch.nn.Module):
 
     def arguments(self, x):
         """(rows of x, w1 [1, 2f, d], w2 [1, d, f]), and the offsets of one group of all rows, made on the device."""
+        if x.shape[-1] != self.w1.shape[1]:
+            raise ValueError(f"x has hidden size {x.shape[-1]}, the shared experts {self.w1.shape[1]}")
         rows = x.reshape(-1, x.shape[-1])
         return (rows, self.w1[None], self.w2[None]), torch.arange(2, device=x.device) * rows.shape[0]
 

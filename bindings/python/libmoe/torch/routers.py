@@ -58,7 +58,7 @@ class TopKRouter(Router):
         bias = None if self.expert_bias is None else self.expert_bias.float()
         ids, weights, load, losses = route(self.logits(x), self.top_k, selection_bias=bias, padding_mask=padding_mask,
                                            num_sequences=num_sequences, encoded=self.options)
-        if self.tokens_per_expert is not None and self.training:
+        if self.tokens_per_expert is not None and self.training and not recomputing():
             self.tokens_per_expert += load
         shape = (*x.shape[:-1], self.top_k)
         return ids.view(shape), weights.view(shape), losses.sum()
@@ -67,6 +67,11 @@ class TopKRouter(Router):
         """After an optimizer's step: expert_bias += rate * sign(mean load - load). Over ranks, sum tokens_per_expert before."""
         update_bias(self.expert_bias, self.tokens_per_expert, rate)
         self.tokens_per_expert.zero_()
+
+
+def recomputing():
+    """Whether activation checkpointing runs a forward again, which it does within backward."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class SinkhornRouter(Router):
