@@ -1,5 +1,7 @@
-//! The checks that operations are made of. Each names the argument, its value and the limit.
+//! The checks that operations are made of. Each names the argument, its value and the limit; the name of an argument is
+//! put together where it is needed alone.
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use crate::abi::types::*;
@@ -12,7 +14,7 @@ pub const MAX_ROWS: i64 = 1 << 40;
 pub const MAX_WIDTH: i64 = i32::MAX as i64;
 pub const MAX_EXPERTS: i64 = 1 << 20;
 
-pub fn range(argument: &str, value: i64, limits: RangeInclusive<i64>) -> Result<i64> {
+pub fn range(argument: impl Display, value: i64, limits: RangeInclusive<i64>) -> Result<i64> {
     if limits.contains(&value) {
         return Ok(value);
     }
@@ -34,7 +36,7 @@ pub fn width(argument: &str, value: i64) -> Result<i64> {
 }
 
 /// A mode of the header: 0 to `last`.
-pub fn mode(argument: &str, value: i32, last: i32) -> Result<i32> {
+pub fn mode(argument: impl Display, value: i32, last: i32) -> Result<i32> {
     range(argument, value.into(), 0..=last.into()).map(|_| value)
 }
 
@@ -51,13 +53,13 @@ pub fn coefficient(argument: &str, value: f64, default: f64) -> Result<f64> {
     }
 }
 
-pub fn present<T>(argument: &str, pointer: *const T) -> Result<*const T> {
-    aligned(argument, pointer)?;
+pub fn present<T>(argument: impl Display, pointer: *const T) -> Result<*const T> {
+    aligned(&argument, pointer)?;
     if pointer.is_null() { Err(Error::argument(argument, "NULL", "required here")) } else { Ok(pointer) }
 }
 
 /// NULL or aligned.
-pub fn aligned<T>(argument: &str, pointer: *const T) -> Result<*const T> {
+pub fn aligned<T>(argument: impl Display, pointer: *const T) -> Result<*const T> {
     address(argument, pointer.cast(), align_of::<T>()).map(|()| pointer)
 }
 
@@ -84,10 +86,10 @@ pub struct Count {
 pub fn count(argument: &str, count: &moe_count_t, bound: i64) -> Result<Count> {
     let mut wide = false;
     if !count.device.is_null() {
-        wide = Dtype::check(&format!("{argument}.dtype"), count.dtype, INDICES)? == Dtype::Int64;
-        address(&format!("{argument}.device"), count.device.cast(), if wide { 8 } else { 4 })?;
+        wide = Dtype::check(format_args!("{argument}.dtype"), count.dtype, INDICES)? == Dtype::Int64;
+        address(format_args!("{argument}.device"), count.device.cast(), if wide { 8 } else { 4 })?;
     }
-    range(&format!("{argument}.reserved"), count.reserved.into(), 0..=0)?;
+    range(format_args!("{argument}.reserved"), count.reserved.into(), 0..=0)?;
     Ok(Count { bound, device: count.device.cast(), wide })
 }
 
@@ -109,17 +111,17 @@ unsafe impl Send for OutputMode {}
 unsafe impl Sync for OutputMode {}
 
 pub fn output_mode(argument: &str, mode: &moe_output_mode_t) -> Result<OutputMode> {
-    let value = self::mode(&format!("{argument}.mode"), mode.mode, MOE_OUTPUT_FROM_DEVICE)?;
-    range(&format!("{argument}.reserved"), mode.reserved.into(), 0..=0)?;
+    let value = self::mode(format_args!("{argument}.mode"), mode.mode, MOE_OUTPUT_FROM_DEVICE)?;
+    range(format_args!("{argument}.reserved"), mode.reserved.into(), 0..=0)?;
     let device = match value {
-        MOE_OUTPUT_FROM_DEVICE => present(&format!("{argument}.add"), mode.add)?,
+        MOE_OUTPUT_FROM_DEVICE => present(format_args!("{argument}.add"), mode.add)?,
         _ => std::ptr::null(),
     };
     Ok(OutputMode { add: value == MOE_OUTPUT_ADD, device })
 }
 
 /// NULL or aligned; under MOE_CHECK=1 also within the reach of the call's device.
-pub fn address(argument: &str, pointer: *const u8, alignment: usize) -> Result<()> {
+pub fn address(argument: impl Display, pointer: *const u8, alignment: usize) -> Result<()> {
     if pointer.addr() % alignment != 0 {
         return Err(Error::argument(argument, format!("{pointer:?}"), format!("aligned to {alignment} bytes")));
     }

@@ -1,5 +1,7 @@
 //! Element types: the one table of their numbers, names and sizes.
 
+use std::fmt::Display;
+
 use crate::abi::types::*;
 use crate::error::{Error, Result};
 
@@ -47,7 +49,7 @@ pub const INDICES: &[Dtype] = &[Dtype::Int32, Dtype::Int64];
 
 impl Dtype {
     /// The dtype `value` of `argument`, if it is among `allowed`.
-    pub fn check(argument: &str, value: moe_dtype_t, allowed: &[Dtype]) -> Result<Dtype> {
+    pub fn check(argument: impl Display, value: moe_dtype_t, allowed: &[Dtype]) -> Result<Dtype> {
         let dtype = Dtype::from_abi(value);
         dtype.filter(|d| allowed.contains(d)).ok_or_else(|| {
             let names: Vec<_> = allowed.iter().map(|d| d.name()).collect();

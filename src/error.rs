@@ -38,8 +38,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// `argument` is `value`; `limit` says what was expected.
-    pub fn argument(argument: impl Into<String>, value: impl Display, limit: impl Into<String>) -> Self {
-        Error::Argument { argument: argument.into(), value: value.to_string(), limit: limit.into() }
+    pub fn argument(argument: impl Display, value: impl Display, limit: impl Into<String>) -> Self {
+        Error::Argument { argument: argument.to_string(), value: value.to_string(), limit: limit.into() }
     }
 
     pub fn unsupported(what: impl Into<String>) -> Self {

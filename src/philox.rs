@@ -13,8 +13,8 @@ unsafe impl Send for Source {}
 unsafe impl Sync for Source {}
 
 pub fn source(argument: &str, random: &moe_random_t) -> Result<Source> {
-    aligned(&format!("{argument}.seed_device"), random.seed_device)?;
-    aligned(&format!("{argument}.offset_device"), random.offset_device)?;
+    aligned(format_args!("{argument}.seed_device"), random.seed_device)?;
+    aligned(format_args!("{argument}.offset_device"), random.offset_device)?;
     Ok(Source(*random))
 }
 

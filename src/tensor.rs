@@ -159,24 +159,25 @@ fn checked(
     if tensor.reserved != [0; 4] {
         return Err(Error::argument(name("reserved"), "not 0", "0"));
     }
-    let dtype = Dtype::check(&name("dtype"), tensor.dtype, allowed)?;
+    let dtype = Dtype::check(format_args!("{argument}.dtype"), tensor.dtype, allowed)?;
     if tensor.scale_kind != MOE_SCALE_NONE && !matches!(dtype, Dtype::Fp8E4m3 | Dtype::Fp8E5m2) {
         return Err(Error::argument(name("scale_kind"), tensor.scale_kind, "MOE_SCALE_NONE: only FP8 has scales"));
     }
     if !tensor.data.is_null() && !tensor.pointers.is_null() {
         return Err(Error::argument(name("pointers"), "not NULL", "NULL where data is given"));
     }
-    address(&name("data"), tensor.data.cast(), dtype.size() as usize)?;
-    address(&name("pointers"), tensor.pointers.cast(), 8)?;
+    address(format_args!("{argument}.data"), tensor.data.cast(), dtype.size() as usize)?;
+    address(format_args!("{argument}.pointers"), tensor.pointers.cast(), 8)?;
     let pitch = match tensor.row_pitch {
         0 => columns,
-        given => range(&name("row_pitch"), given, if rows > 1 { columns } else { 0 }..=i64::MAX)?,
+        given => range(format_args!("{argument}.row_pitch"), given, if rows > 1 { columns } else { 0 }..=i64::MAX)?,
     };
     let extent = elements(argument, &[rows, pitch])?;
     let group_stride = match tensor.group_stride {
         0 => extent,
         given => {
-            range(&name("group_stride"), given, if groups > 1 { extent - (pitch - columns) } else { 0 }..=i64::MAX)?
+            let least = if groups > 1 { extent - (pitch - columns) } else { 0 };
+            range(format_args!("{argument}.group_stride"), given, least..=i64::MAX)?
         }
     };
     elements(argument, &[groups, group_stride, dtype.size()])?;

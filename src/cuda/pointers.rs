@@ -3,6 +3,7 @@
 //! The checks of `check.rs` see each pointer with its name but know no device, so the call's is kept for the thread.
 
 use std::cell::Cell;
+use std::fmt::Display;
 use std::ptr::{null, null_mut};
 
 use cudarc::driver::sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_DEVICE_POINTER;
@@ -32,7 +33,7 @@ impl Drop for Watch {
 }
 
 /// NULL, or memory that kernels can reach. Always so without MOE_CHECK=1.
-pub fn check(argument: &str, pointer: *const u8) -> Result<()> {
+pub fn check(argument: impl Display, pointer: *const u8) -> Result<()> {
     if !log::check_enabled() || pointer.is_null() {
         return Ok(());
     }
