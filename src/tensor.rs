@@ -147,24 +147,27 @@ fn checked(
     rows: i64,
     columns: i64,
 ) -> Result<Grouped> {
-    let name = |field: &str| format!("{argument}.{field}");
     let size = size_of::<moe_tensor_t>();
     if tensor.struct_size as usize != size {
         return Err(Error::argument(
-            name("struct_size"),
+            format_args!("{argument}.struct_size"),
             tensor.struct_size,
             format!("{size}, as MOE_TENSOR_INIT sets it"),
         ));
     }
     if tensor.reserved != [0; 4] {
-        return Err(Error::argument(name("reserved"), "not 0", "0"));
+        return Err(Error::argument(format_args!("{argument}.reserved"), "not 0", "0"));
     }
     let dtype = Dtype::check(format_args!("{argument}.dtype"), tensor.dtype, allowed)?;
     if tensor.scale_kind != MOE_SCALE_NONE && !matches!(dtype, Dtype::Fp8E4m3 | Dtype::Fp8E5m2) {
-        return Err(Error::argument(name("scale_kind"), tensor.scale_kind, "MOE_SCALE_NONE: only FP8 has scales"));
+        return Err(Error::argument(
+            format_args!("{argument}.scale_kind"),
+            tensor.scale_kind,
+            "MOE_SCALE_NONE: only FP8 has scales",
+        ));
     }
     if !tensor.data.is_null() && !tensor.pointers.is_null() {
-        return Err(Error::argument(name("pointers"), "not NULL", "NULL where data is given"));
+        return Err(Error::argument(format_args!("{argument}.pointers"), "not NULL", "NULL where data is given"));
     }
     address(format_args!("{argument}.data"), tensor.data.cast(), dtype.size() as usize)?;
     address(format_args!("{argument}.pointers"), tensor.pointers.cast(), 8)?;
