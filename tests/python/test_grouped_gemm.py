@@ -151,6 +151,8 @@ def draw_weights(rng, groups, rows, columns, dtype):
     padding = draw_padding(rng)
     if present is None:
         return pitched(values, dtype, padding), values, np.ones(groups, bool)
+    # One row has no pitch that would keep pointers off multiples of 16 bytes away from tensor maps.
+    padding -= padding % 2 if rows == 1 else 0
     return [pitched(v, dtype, padding) if p else None for v, p in zip(values, present)], values, present
 
 
