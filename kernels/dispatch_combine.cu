@@ -2,7 +2,6 @@
 
 #include <type_traits>
 
-#include "cache.cuh"
 #include "dispatch.cuh"
 #include "overlap.cuh"
 
@@ -52,23 +51,6 @@ template <int N, class T> __device__ inline void store(T *data, const float (&va
   }
 }
 
-// The same for what is read once: it leaves the caches first.
-template <int N, class T> __device__ inline Elements<T, N> load_once(const T *data, uint64_t policy) {
-  if constexpr (N == 1) {
-    return load<N>(data);
-  } else {
-    Elements<T, N> elements;
-#pragma unroll
-    for (int word = 0; word < elements.words; word += 4) {
-      uint32_t *const bits = elements.bits + word;
-      asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-                   : "=r"(bits[0]), "=r"(bits[1]), "=r"(bits[2]), "=r"(bits[3])
-                   : "l"(reinterpret_cast<const uint32_t *>(data) + word), "l"(policy));
-    }
-    return elements;
-  }
-}
-
 template <class T> __device__ inline T *row_of(const Matrix &matrix, int64_t row) {
   return reinterpret_cast<T *>(matrix.data) + row * matrix.pitch;
 }
@@ -87,31 +69,6 @@ template <int N, class T> __device__ inline void store_sums(T *y, float (&sums)[
   store<N>(y, sums);
 }
 
-// Lane i of each warp knows the row and the weight of the i-th of `count` slots; the row is null if that is not here.
-template <int N, class T>
-__device__ inline void add_rows(const T *row, float weight, int count, uint32_t column, float (&sums)[N]) {
-  constexpr int AT_ONCE = 8;
-  const uint64_t policy = evict_first();
-#pragma unroll 1
-  for (int first = 0; first < count; first += AT_ONCE) {
-    Elements<T, N> values[AT_ONCE];
-    bool here[AT_ONCE];
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; ++i) {
-      const T *from = from_lane(row, first + i);
-      here[i] = from != nullptr;
-      if (here[i]) values[i] = load_once<N>(from + column, policy);
-    }
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; ++i) {
-      const float w = __shfl_sync(~0u, weight, first + i);
-      if (!here[i]) continue;
-#pragma unroll
-      for (int n = 0; n < N; ++n) sums[n] = fmaf(w, values[i].at(n), sums[n]);
-    }
-  }
-}
-
 // What a lane knows of one of a token's slots.
 struct Chosen {
   // -1: not here.
@@ -119,36 +76,76 @@ struct Chosen {
   float weight;
 };
 
-// Lane i: slot `next` + i of the token's `count`, of which `begin` is the first.
+// Lane i: slot `next` + i of the token's `count`, of which `begin` is the first. Where slots have the weights, row and weight
+// are under way together.
 __device__ inline Chosen look_up(const CombineFwdParams &p, const Maps &maps, int64_t token, int64_t begin, int next,
                                  int count) {
   const int64_t slot = begin + next + lane_id();
-  const int64_t row = next + lane_id() < count ? maps.row(slot) : -1;
-  return {row, row < 0 ? 0.0f : maps.weight(p.weights, token, row, slot)};
+  if (next + lane_id() >= count) return {-1, 0.0f};
+  const bool by_slot = p.weights.kind == DISPATCH_WEIGHTS_SLOT;
+  float weight = by_slot ? load_float(p.weights.values, slot) : 0.0f;
+  const int64_t row = maps.row(slot);
+  if (!by_slot && row >= 0) weight = maps.weight(p.weights, token, row, slot);
+  return {row, weight};
 }
 
-// `own`: of the token's first 32 slots.
-template <class T, int N>
-__device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, int64_t token, int64_t begin, int count,
-                                 const Chosen &own, bool add) {
-  const uint32_t hidden = static_cast<uint32_t>(p.hidden);
-  for (uint32_t first = 0; first < hidden; first += N * blockDim.x) {
-    const uint32_t own_column = first + N * threadIdx.x;
-    // Threads behind the last column work along on it, since their warp needs them.
-    const uint32_t column = min(own_column, hidden - N);
-    float sums[N] = {};
-    for (int next = 0; next < count; next += 32) {
-      const Chosen chosen = next == 0 ? own : look_up(p, maps, token, begin, next, count);
-      const T *from = chosen.row < 0 ? nullptr : row_of<const T>(p.rows, chosen.row);
-      add_rows<N>(from, chosen.weight, min(count - next, 32), column, sums);
+// What a warp adds up: where rows begin, -1 for one that is not here, whose weight is 0.
+struct Summands {
+  int64_t places[32];
+  float weights[32];
+};
+
+// `count` rows, from the column that `data` is in the first row.
+template <int AT_ONCE, int N, class T>
+__device__ inline void add_rows(const T *data, const Summands &from, int count, float (&sums)[N]) {
+#pragma unroll 1
+  for (int first = 0; first < count; first += AT_ONCE) {
+    Elements<T, N> values[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i) {
+      if (first + i >= count) break;
+      const int64_t place = from.places[first + i];
+      // Plain loads: to keep rows out of the caches, or to have them leave first, costs a twentieth of the bandwidth.
+      values[i] = place < 0 ? Elements<T, N>{} : load<N>(data + place);
     }
-    if (own_column >= hidden) continue;
-    // y may be fp32 where the rows are not.
-    if (sizeof(T) == 2 && p.y.dtype == MOE_DTYPE_FP32) {
-      store_sums<N>(row_of<float>(p.y, token) + own_column, sums, add);
-    } else {
-      store_sums<N>(row_of<T>(p.y, token) + own_column, sums, add);
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i) {
+      if (first + i >= count) break;
+      const float weight = from.weights[first + i];
+#pragma unroll
+      for (int n = 0; n < N; ++n) sums[n] = fmaf(weight, values[i].at(n), sums[n]);
     }
+  }
+}
+
+// The block's columns of a token, from `first` on. Rows are read behind `wait`.
+template <class T, int N, int AT_ONCE, class Wait>
+__device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, int64_t token, uint32_t first, const Wait &wait) {
+  __shared__ Summands of_warp[COMBINE_FWD_THREADS / 32];
+  Summands &summands = of_warp[threadIdx.x / 32];
+  const uint32_t column = first + N * threadIdx.x;
+  const bool exists = column < static_cast<uint32_t>(p.hidden);
+  const T *const data = reinterpret_cast<const T *>(p.rows.data) + column;
+  float sums[N] = {};
+  int count;
+  const int64_t begin = maps.slots(token, count);
+#pragma unroll 1
+  for (int next = 0; next < count; next += 32) {
+    const Chosen chosen = look_up(p, maps, token, begin, next, count);
+    summands.places[lane_id()] = chosen.row < 0 ? -1 : chosen.row * p.rows.pitch;
+    summands.weights[lane_id()] = chosen.row < 0 ? 0.0f : chosen.weight;
+    __syncwarp();
+    if (next == 0) wait();
+    if (exists) add_rows<AT_ONCE, N>(data, summands, min(count - next, 32), sums);
+    __syncwarp();
+  }
+  if (!exists) return;
+  const bool add = adds(p.y_mode);
+  // y may be fp32 where the rows are not.
+  if (sizeof(T) == 2 && p.y.dtype == MOE_DTYPE_FP32) {
+    store_sums<N>(row_of<float>(p.y, token) + column, sums, add);
+  } else {
+    store_sums<N>(row_of<T>(p.y, token) + column, sums, add);
   }
 }
 
@@ -180,32 +177,26 @@ __device__ inline void hand_on_gradients(const CombineFwdParams &p, const Maps &
   }
 }
 
-template <class T> __device__ inline void combine_fwd(const CombineFwdParams &p) {
-  bool waited = false;
-  const auto wait = [&] {
-    if (waited) return;
+// Rows AT_ONCE at a time: fewer leave room for more blocks.
+template <class T, int AT_ONCE> __device__ inline void combine_fwd(const CombineFwdParams &p) {
+  const auto wait = [] {
     wait_for_launch_ahead();
     let_next_launch_begin();
-    waited = true;
   };
   if (!p.early) wait();
   const Maps maps(p.maps);
-  for (int64_t token = blockIdx.x; token < maps.tokens; token += gridDim.x) {
-    int count;
-    const int64_t begin = maps.slots(token, count);
-    const Chosen chosen = look_up(p, maps, token, begin, 0, count);
-    wait();
-    if (p.y.data != nullptr) {
-      const bool add = adds(p.y_mode);
-      if (p.packs) {
-        sum_token<T, Pack<T>::size>(p, maps, token, begin, count, chosen, add);
-      } else {
-        sum_token<T, 1>(p, maps, token, begin, count, chosen, add);
-      }
+  const int64_t unit = blockIdx.y * int64_t(gridDim.x) + blockIdx.x, token = unit / p.parts;
+  if (token < maps.tokens) {
+    const uint32_t part = static_cast<uint32_t>(unit - token * p.parts), first = part * blockDim.x;
+    if (p.y.data != nullptr && p.packs) {
+      sum_token<T, Pack<T>::size, AT_ONCE>(p, maps, token, first * Pack<T>::size, wait);
+    } else if (p.y.data != nullptr) {
+      sum_token<T, 1, AT_ONCE>(p, maps, token, first, wait);
     }
-    hand_on_gradients(p, maps, token);
   }
+  // A token without slots did not wait.
   wait();
+  if (token < maps.tokens && unit == token * p.parts) hand_on_gradients(p, maps, token);
 }
 
 __device__ inline float warp_sum(float value) {
@@ -350,19 +341,24 @@ template <class T> __device__ inline void combine_bwd(const CombineBwdParams &p)
 }
 
 // More blocks' registers would spill.
-#define FORWARD_BLOCKS (__CUDA_ARCH__ == 900 ? 3 : 2)
+#define FORWARD_BLOCKS (__CUDA_ARCH__ == 900 ? 7 : 5)
+#define FEW_BLOCKS 10
 #define BACKWARD_BLOCKS (__CUDA_ARCH__ == 890 ? 2 : 3)
 
+#define COMBINE_FWD_KERNEL(NAME, T, AT_ONCE, BLOCKS)                                                                  \
+  extern "C" __global__ void __launch_bounds__(COMBINE_FWD_THREADS, BLOCKS)                                           \
+      combine_fwd_##NAME(const __grid_constant__ CombineFwdParams p) {                                                \
+    combine_fwd<T, AT_ONCE>(p);                                                                                       \
+  }
+
+COMBINE_FWD_KERNEL(fp32, float, 8, FORWARD_BLOCKS)
+COMBINE_FWD_KERNEL(fp16, __half, 8, FORWARD_BLOCKS)
+COMBINE_FWD_KERNEL(bf16, __nv_bfloat16, 8, FORWARD_BLOCKS)
+COMBINE_FWD_KERNEL(few_fp32, float, 2, FEW_BLOCKS)
+COMBINE_FWD_KERNEL(few_fp16, __half, 2, FEW_BLOCKS)
+COMBINE_FWD_KERNEL(few_bf16, __nv_bfloat16, 2, FEW_BLOCKS)
+
 extern "C" {
-__global__ void __launch_bounds__(COMBINE_THREADS, FORWARD_BLOCKS) combine_fwd_fp32(const __grid_constant__ CombineFwdParams p) {
-  combine_fwd<float>(p);
-}
-__global__ void __launch_bounds__(COMBINE_THREADS, FORWARD_BLOCKS) combine_fwd_fp16(const __grid_constant__ CombineFwdParams p) {
-  combine_fwd<__half>(p);
-}
-__global__ void __launch_bounds__(COMBINE_THREADS, FORWARD_BLOCKS) combine_fwd_bf16(const __grid_constant__ CombineFwdParams p) {
-  combine_fwd<__nv_bfloat16>(p);
-}
 __global__ void __launch_bounds__(COMBINE_THREADS, BACKWARD_BLOCKS) combine_bwd_fp32(const __grid_constant__ CombineBwdParams p) {
   combine_bwd<float>(p);
 }

@@ -17,12 +17,13 @@
 //   Box b(const Tile &, int column) const        where its columns from `column` on, a half or a block of 64, begin
 //   void acquire(const Tile &) const             before the tile's first copies, by the thread that issues them
 //   const Gather &gather(), const Matrix &a_matrix()   the index and what it points into, if there is one
-//   PREPARES, void prepare(const Tile &, int row, uint32_t staging) const
+//   PREPARES, float prepare(const Tile &, int row, uint32_t staging) const
 //                                                if so, called before a tile's products: begins to copy what the
-//                                                epilogue of a warp's first rows reads
+//                                                epilogue of a warp's first rows reads, and to load a number that a
+//                                                lane gives `finish` of all rows of the warp
 //   ROLLED                                       its epilogue is so long that the code for a tile's halves is to be one
 //   STAGING                                      bytes of shared memory of a warp's own, at `staging`
-//   void finish(const Tile &, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const
+//   void finish(const Tile &, int row, float (&sums)[COLUMNS / 2], uint32_t staging, [float prepared]) const
 //                                                the epilogue of 16 rows of a warp, from the tile's row `row` on, laid
 //                                                out as wgmma leaves them
 #pragma once
@@ -106,7 +107,7 @@ __device__ inline void consume(const Problem &problem, const Shared<Problem> &sh
   // Team 0 begins.
   uint32_t turn = team == 0;
   Tiles<Problem> tiles(problem, shared);
-  for (int number = 0; tiles.next(); ++number) {
+  for (int number = 0; tiles.next_of_warp(); ++number) {
     const Tile tile = tiles.tile();
     if (PINGPONG && number % 2 != team) {
       ring.skip(tile.steps(), shared.stages);
@@ -114,9 +115,10 @@ __device__ inline void consume(const Problem &problem, const Shared<Problem> &sh
     }
     float sums[HALVES][Problem::COLUMNS / 2] = {};
     const int halves = min(max(tile.halves() - first, 0), HALVES);
+    float prepared = 0.0f;
     if constexpr (Problem::PREPARES) {
       const int warp = threadIdx.x / 32 - 4;
-      if (halves > 0) problem.prepare(tile, first * 64 + warp % 4 * 16, shared.staging(warp));
+      if (halves > 0) prepared = problem.prepare(tile, first * 64 + warp % 4 * 16, shared.staging(warp));
     }
     if (PINGPONG) {
       barrier_wait(shared.turn(team), turn);
@@ -131,13 +133,20 @@ __device__ inline void consume(const Problem &problem, const Shared<Problem> &sh
     }
     const Tile again = tiles.tile_again();
     const int warp = threadIdx.x / 32 - 4;
+    const auto finish = [&](int row, float (&sums)[Problem::COLUMNS / 2]) {
+      if constexpr (Problem::PREPARES) {
+        problem.finish(again, row, sums, shared.staging(warp), prepared);
+      } else {
+        problem.finish(again, row, sums, shared.staging(warp));
+      }
+    };
     if constexpr (Problem::ROLLED) {
       static_assert(HALVES == 2);
       wgmma_settle(sums[0]);
       wgmma_settle(sums[1]);
 #pragma unroll 1
       for (int half = 0; half < halves; ++half) {
-        problem.finish(again, half * 64 + warp % 4 * 16, sums[0], shared.staging(warp));
+        finish(half * 64 + warp % 4 * 16, sums[0]);
 #pragma unroll
         for (int i = 0; i < Problem::COLUMNS / 2; ++i) sums[0][i] = sums[1][i];
       }
@@ -145,7 +154,7 @@ __device__ inline void consume(const Problem &problem, const Shared<Problem> &sh
 #pragma unroll
       for (int half = 0; half < HALVES; ++half) {
         wgmma_settle(sums[half]);
-        if (half < halves) problem.finish(again, (first + half) * 64 + warp % 4 * 16, sums[half], shared.staging(warp));
+        if (half < halves) finish((first + half) * 64 + warp % 4 * 16, sums[half]);
       }
     }
   }

@@ -47,19 +47,22 @@ template <class T, bool ACROSS, bool GATHERED, bool PAIRS> struct GluBwd : Rows<
   __device__ Box a(const Tile &tile) const { return {&p.a_boxes, tile.begin + tile.row, 0, 0}; }
   __device__ Box b(const Tile &tile, int column) const { return {&p.b_boxes, tile.column + column, 0, tile.group}; }
 
-  __device__ void prepare(const Tile &tile, int row, uint32_t staging) const {
+  // The weight of one of the warp's rows: lane l has row l of its first 16 rows, and of those 64 rows on.
+  __device__ float prepare(const Tile &tile, int row, uint32_t staging) const {
+    const int lane = threadIdx.x % 32, own = row + lane / 16 * 64 + lane % 16;
+    const int64_t place = tile.begin + tile.row + own;
+    // What the index says comes while copies are issued.
+    const int64_t from = own < tile.rows ? weight_place(p.row_weights, place) : -1;
 #pragma unroll
     for (int strip = 0; strip < STRIPS; ++strip) fetch(tile, row, strip, staging);
+    return own < tile.rows ? weight_at(p.row_weights, from, place, p.report) : 0.0f;
   }
 
-  __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const {
+  __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging, float weight) const {
     const int lane = threadIdx.x % 32;
     float weights[2], dots[2] = {};
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int r = row + lane / 4 + 8 * i;
-      weights[i] = r < tile.rows ? row_weight(p.row_weights, tile.begin + tile.row + r, p.report) : 0.0f;
-    }
+    for (int i = 0; i < 2; ++i) weights[i] = __shfl_sync(WARP, weight, row / 64 * 16 + lane / 4 + 8 * i);
     if (!PAIRS && is_swiglu(p.formula)) {
       finish_strips<!PAIRS>(tile, row, sums, staging, weights, dots);
     } else {

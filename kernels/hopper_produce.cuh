@@ -153,7 +153,7 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
   const int turn = own_turn();
   Ring ring;
   Tiles<Problem> tiles(problem, shared);
-  bool more = tiles.next();
+  bool more = tiles.next_of_warp();
   Entry ahead = {};
   if (more) ahead = look_up(tiles.tile());
   while (more) {
@@ -161,7 +161,7 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
     if (turn < 4) problem.acquire(tile);
     const uint32_t mine = gathering.checked(ahead, tile.begin + tile.row + row);
     // What the next tile needs comes while this one is copied: copies that are under way delay what is loaded behind them.
-    more = tiles.next();
+    more = tiles.next_of_warp();
     if (more) ahead = look_up(tiles.tile());
     // What the lines' next copies read, and which of them exist.
     uint64_t from[4];
@@ -214,7 +214,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
   const int turn = own_turn();
   Ring ring;
   Tiles<Problem> tiles(problem, shared);
-  bool more = tiles.next();
+  bool more = tiles.next_of_warp();
   Entry even = {}, odd = {};
   if (more) {
     const Tile tile = tiles.tile();
@@ -222,7 +222,7 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
   }
   while (more) {
     const Tile tile = tiles.tile();
-    more = tiles.next();
+    more = tiles.next_of_warp();
     int next_begin = 0, next_depth = 0;
     if (more) {
       const Tile next = tiles.tile();

@@ -6,6 +6,8 @@
 // every second round runs backwards, so that each cluster gets about the same work.
 #pragma once
 
+#include <climits>
+
 #include "groups.cuh"
 
 namespace hopper {
@@ -126,12 +128,34 @@ struct Cursor {
 
   // The next unit: its number in the group that `list[entry]` names; false behind the last.
   __device__ bool next(const Work *list, int count, bool alternates, int &unit) {
-    const int clusters = gridDim.x / CLUSTER, mine = blockIdx.x / CLUSTER;
-    const int number = round * clusters + (alternates && round % 2 == 1 ? clusters - 1 - mine : mine);
-    ++round;
+    const int number = next_number(alternates);
     while (entry < count && list[entry].units <= number) before = list[entry++].units;
     unit = number - before;
     return entry < count;
+  }
+
+  // The same, by all lanes of a warp together: of so many groups at once.
+  __device__ bool next_of_warp(const Work *list, int count, bool alternates, int &unit) {
+    const int number = next_number(alternates), lane = threadIdx.x % 32;
+    while (entry < count) {
+      const int upto = entry + lane < count ? list[entry + lane].units : INT_MAX;
+      const unsigned behind = __ballot_sync(WARP, upto > number);
+      const int passed = behind == 0 ? 32 : __ffs(behind) - 1;
+      const int last = __shfl_sync(WARP, upto, max(passed - 1, 0));
+      if (passed > 0) before = last;
+      entry += passed;
+      if (passed < 32) break;
+    }
+    unit = number - before;
+    return entry < count;
+  }
+
+private:
+  __device__ int next_number(bool alternates) {
+    const int clusters = gridDim.x / CLUSTER, mine = blockIdx.x / CLUSTER;
+    const int number = round * clusters + (alternates && round % 2 == 1 ? clusters - 1 - mine : mine);
+    ++round;
+    return number;
   }
 };
 

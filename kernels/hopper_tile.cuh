@@ -85,6 +85,10 @@ template <class Problem> struct Tiles {
   __device__ Tiles(const Problem &problem, const Shared<Problem> &shared) : problem(problem), shared(shared) {}
 
   __device__ bool next() { return cursor.next(shared.list(), shared.count(), Problem::LARGEST_FIRST, unit); }
+  // All lanes of a warp together.
+  __device__ bool next_of_warp() {
+    return cursor.next_of_warp(shared.list(), shared.count(), Problem::LARGEST_FIRST, unit);
+  }
   __device__ Tile tile() const { return problem.tile(shared.list()[cursor.entry], unit, cluster_rank()); }
   // The same again, so that its parts need not be kept in registers meanwhile.
   __device__ Tile tile_again() {

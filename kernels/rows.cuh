@@ -66,13 +66,21 @@ struct RowWalk {
   __device__ bool is_gap(int64_t row) const { return row >= span.begin + span.rows; }
 };
 
-__device__ inline float row_weight(const RowWeights &weights, int64_t row, moe_device_report_t *report) {
+// Where a row's weight is: in its slot, as an index says it, or with the row.
+__device__ inline int64_t weight_place(const RowWeights &weights, int64_t row) {
+  if (weights.weights.data == nullptr || weights.slot_of_row.data == nullptr) return row;
+  return load_index(weights.slot_of_row, row);
+}
+
+__device__ inline float weight_at(const RowWeights &weights, int64_t place, int64_t row, moe_device_report_t *report) {
   if (weights.weights.data == nullptr) return 1.0f;
-  if (weights.slot_of_row.data == nullptr) return load_float(weights.weights, row);
-  const int64_t slot = load_index(weights.slot_of_row, row);
-  if (slot >= 0 && slot < weights.slots) return load_float(weights.weights, slot);
-  if (slot != -1) record_fault(report, MOE_FAULT_SLOT_INDEX, row, slot);
+  if (weights.slot_of_row.data == nullptr || (place >= 0 && place < weights.slots)) return load_float(weights.weights, place);
+  if (place != -1) record_fault(report, MOE_FAULT_SLOT_INDEX, row, place);
   return 0.0f;
+}
+
+__device__ inline float row_weight(const RowWeights &weights, int64_t row, moe_device_report_t *report) {
+  return weight_at(weights, weight_place(weights, row), row, report);
 }
 
 // Row `row` of a matrix of T.

@@ -8,8 +8,11 @@
 /// Rows that a block takes at a time where rows, not tokens, are handed out.
 constexpr static const int64_t DISPATCH_UNIT = 8;
 
-/// The most threads of a block that copies rows, and of one that sums them, which needs more registers.
+/// The most threads of a block that copies rows, of one that sums a part of a token's, and of one that hands a token on to
+/// its rows.
 constexpr static const int64_t DISPATCH_THREADS = 512;
+
+constexpr static const int64_t COMBINE_FWD_THREADS = 128;
 
 constexpr static const int64_t COMBINE_THREADS = 256;
 
@@ -121,6 +124,8 @@ struct CombineFwdParams {
   bool early;
   /// Rows and y can be accessed 16 bytes at a time.
   bool packs;
+  /// Blocks that have a token together, each some of its columns.
+  uint32_t parts;
   DispatchWeights weights;
   /// Gradients a row, that go to slots and experts.
   Matrix drow_weights;

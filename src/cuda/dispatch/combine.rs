@@ -1,4 +1,4 @@
-//! Unpermute: a block a token.
+//! Unpermute: some blocks a token forward, a block a token backward.
 
 use super::*;
 use crate::cuda::{Launch, Launcher};
@@ -15,6 +15,7 @@ pub fn combine_fwd(launcher: &Launcher, problem: &CombineFwd, early: bool) -> Re
         hidden: problem.hidden,
         early,
         packs: packs(&[&problem.rows, &problem.y], problem.hidden),
+        parts: 1,
         weights: problem.weights.into(),
         drow_weights: Matrix::ABSENT,
         dweights: gradients(None, None, None, 0),
@@ -37,15 +38,24 @@ fn step(packs: bool, dtype: Dtype) -> i64 {
     if packs { 16 / dtype.size() } else { 1 }
 }
 
+/// With as many parts a token as its columns ask for.
 pub fn sum(launcher: &Launcher, params: &CombineFwdParams) -> Result<()> {
+    let accesses = params.hidden / step(params.packs, params.rows.dtype);
+    let parts = if params.y.data.is_null() { 1 } else { (accesses as u32).div_ceil(COMBINE_FWD_THREADS as u32) };
+    let params = CombineFwdParams { parts, ..*params };
+    const MANY: [&str; 3] = ["combine_fwd_fp32", "combine_fwd_fp16", "combine_fwd_bf16"];
+    const FEW: [&str; 3] = ["combine_fwd_few_fp32", "combine_fwd_few_fp16", "combine_fwd_few_bf16"];
+    // Rows of so many blocks, for more than a grid has in a row.
+    const ROW: i64 = 1 << 30;
+    let blocks = params.maps.tokens.bound.saturating_mul(parts.into());
     let launch = Launch {
-        kernel: instance(params.rows.dtype, ["combine_fwd_fp32", "combine_fwd_fp16", "combine_fwd_bf16"]),
-        grid: [params.maps.tokens.bound.clamp(0, i32::MAX.into()) as u32, 1, 1],
-        block: threads(params.hidden / step(params.packs, params.rows.dtype), COMBINE_THREADS),
+        kernel: instance(params.rows.dtype, if params.maps.top_k <= 2 { FEW } else { MANY }),
+        grid: [blocks.min(ROW) as u32, (blocks as u64).div_ceil(ROW as u64).clamp(1, 65535) as u32, 1],
+        block: threads(accesses, COMBINE_FWD_THREADS),
         overlap: true,
         ..Default::default()
     };
-    launcher.launch(&launch, params)
+    launcher.launch(&launch, &params)
 }
 
 pub fn combine_bwd(launcher: &Launcher, problem: &CombineBwd) -> Result<()> {

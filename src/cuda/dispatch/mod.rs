@@ -18,8 +18,10 @@ use crate::tensor::Matrix;
 
 /// Rows that a block takes at a time where rows, not tokens, are handed out.
 pub const DISPATCH_UNIT: i64 = 8;
-/// The most threads of a block that copies rows, and of one that sums them, which needs more registers.
+/// The most threads of a block that copies rows, of one that sums a part of a token's, and of one that hands a token on to
+/// its rows.
 pub const DISPATCH_THREADS: i64 = 512;
+pub const COMBINE_FWD_THREADS: i64 = 128;
 pub const COMBINE_THREADS: i64 = 256;
 /// The most warps of a block that plans, and the most threads of one that plans by ids.
 pub const DISPATCH_PLAN_WARPS: i64 = 16;
@@ -178,6 +180,8 @@ pub struct CombineFwdParams {
     pub early: bool,
     /// Rows and y can be accessed 16 bytes at a time.
     pub packs: bool,
+    /// Blocks that have a token together, each some of its columns.
+    pub parts: u32,
     pub weights: DispatchWeights,
     /// Gradients a row, that go to slots and experts.
     pub drow_weights: Matrix,

@@ -52,6 +52,7 @@ pub fn dispatch_bwd(launcher: &Launcher, problem: &DispatchBwd) -> Result<()> {
         hidden: problem.hidden,
         early: false,
         packs: packs(&[&problem.drows, &dx], problem.hidden),
+        parts: 1,
         weights: Weights::None.into(),
         drow_weights: problem.drow_weights.unwrap_or(Matrix::ABSENT),
         dweights: gradients(problem.dweights, None, problem.dweights_dense, problem.experts),
