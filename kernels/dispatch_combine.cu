@@ -95,38 +95,55 @@ struct Summands {
   float weights[32];
 };
 
-// `count` rows, from the column that `data` is in the first row.
-template <int AT_ONCE, int N, class T>
-__device__ inline void add_rows(const T *data, const Summands &from, int count, float (&sums)[N]) {
+// How a thread adds up: `rows` at a time, N elements of each of so many columns, a block's width apart.
+template <int ROWS, int COLUMNS> struct Way {
+  static constexpr int rows = ROWS;
+  static constexpr int columns = COLUMNS;
+};
+
+// `count` rows, from the column that `data` is in the first row; of the columns behind it, `step` apart, `exist` do.
+template <class Way, int N, class T>
+__device__ inline void add_rows(const T *data, uint32_t step, int exist, const Summands &from, int count,
+                                float (&sums)[Way::columns][N]) {
 #pragma unroll 1
-  for (int first = 0; first < count; first += AT_ONCE) {
-    Elements<T, N> values[AT_ONCE];
+  for (int first = 0; first < count; first += Way::rows) {
+    Elements<T, N> values[Way::rows][Way::columns];
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; ++i) {
+    for (int i = 0; i < Way::rows; ++i) {
       if (first + i >= count) break;
       const int64_t place = from.places[first + i];
-      // Plain loads: to keep rows out of the caches, or to have them leave first, costs a twentieth of the bandwidth.
-      values[i] = place < 0 ? Elements<T, N>{} : load<N>(data + place);
+#pragma unroll
+      for (int c = 0; c < Way::columns; ++c) {
+        // Plain loads: to keep rows out of the caches, or to have them leave first, costs a twentieth of the bandwidth.
+        values[i][c] = place < 0 || (c > 0 && c >= exist) ? Elements<T, N>{} : load<N>(data + place + c * step);
+      }
     }
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; ++i) {
+    for (int i = 0; i < Way::rows; ++i) {
       if (first + i >= count) break;
       const float weight = from.weights[first + i];
 #pragma unroll
-      for (int n = 0; n < N; ++n) sums[n] = fmaf(weight, values[i].at(n), sums[n]);
+      for (int c = 0; c < Way::columns; ++c) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) sums[c][n] = fmaf(weight, values[i][c].at(n), sums[c][n]);
+      }
     }
   }
 }
 
-// The block's columns of a token, from `first` on. Rows are read behind `wait`.
-template <class T, int N, int AT_ONCE, class Wait>
-__device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, int64_t token, uint32_t first, const Wait &wait) {
+// The block's columns of a token, of part `part`. Rows are read behind `wait`.
+template <class T, int N, class Way, class Wait>
+__device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, int64_t token, uint32_t part, const Wait &wait) {
   __shared__ Summands of_warp[COMBINE_FWD_THREADS / 32];
   Summands &summands = of_warp[threadIdx.x / 32];
-  const uint32_t column = first + N * threadIdx.x;
-  const bool exists = column < static_cast<uint32_t>(p.hidden);
+  const uint32_t hidden = static_cast<uint32_t>(p.hidden), step = N * blockDim.x;
+  const uint32_t column = part * step * Way::columns + N * threadIdx.x;
+  // Of the thread's columns so many exist.
+  int exist = 0;
+#pragma unroll
+  for (int c = 0; c < Way::columns; ++c) exist += column + c * step < hidden;
   const T *const data = reinterpret_cast<const T *>(p.rows.data) + column;
-  float sums[N] = {};
+  float sums[Way::columns][N] = {};
   int count;
   const int64_t begin = maps.slots(token, count);
 #pragma unroll 1
@@ -136,16 +153,20 @@ __device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, in
     summands.weights[lane_id()] = chosen.row < 0 ? 0.0f : chosen.weight;
     __syncwarp();
     if (next == 0) wait();
-    if (exists) add_rows<AT_ONCE, N>(data, summands, min(count - next, 32), sums);
+    if (exist > 0) add_rows<Way, N>(data, step, exist, summands, min(count - next, 32), sums);
     __syncwarp();
   }
-  if (!exists) return;
+  if (exist == 0) return;
   const bool add = adds(p.y_mode);
-  // y may be fp32 where the rows are not.
-  if (sizeof(T) == 2 && p.y.dtype == MOE_DTYPE_FP32) {
-    store_sums<N>(row_of<float>(p.y, token) + column, sums, add);
-  } else {
-    store_sums<N>(row_of<T>(p.y, token) + column, sums, add);
+#pragma unroll
+  for (int c = 0; c < Way::columns; ++c) {
+    if (c > 0 && c >= exist) break;
+    // y may be fp32 where the rows are not.
+    if (sizeof(T) == 2 && p.y.dtype == MOE_DTYPE_FP32) {
+      store_sums<N>(row_of<float>(p.y, token) + column + c * step, sums[c], add);
+    } else {
+      store_sums<N>(row_of<T>(p.y, token) + column + c * step, sums[c], add);
+    }
   }
 }
 
@@ -177,8 +198,7 @@ __device__ inline void hand_on_gradients(const CombineFwdParams &p, const Maps &
   }
 }
 
-// Rows AT_ONCE at a time: fewer leave room for more blocks.
-template <class T, int AT_ONCE> __device__ inline void combine_fwd(const CombineFwdParams &p) {
+template <class T, class Way> __device__ inline void combine_fwd(const CombineFwdParams &p) {
   const auto wait = [] {
     wait_for_launch_ahead();
     let_next_launch_begin();
@@ -187,11 +207,11 @@ template <class T, int AT_ONCE> __device__ inline void combine_fwd(const Combine
   const Maps maps(p.maps);
   const int64_t unit = blockIdx.y * int64_t(gridDim.x) + blockIdx.x, token = unit / p.parts;
   if (token < maps.tokens) {
-    const uint32_t part = static_cast<uint32_t>(unit - token * p.parts), first = part * blockDim.x;
+    const uint32_t part = static_cast<uint32_t>(unit - token * p.parts);
     if (p.y.data != nullptr && p.packs) {
-      sum_token<T, Pack<T>::size, AT_ONCE>(p, maps, token, first * Pack<T>::size, wait);
+      sum_token<T, Pack<T>::size, Way>(p, maps, token, part, wait);
     } else if (p.y.data != nullptr) {
-      sum_token<T, 1, AT_ONCE>(p, maps, token, first, wait);
+      sum_token<T, 1, Way>(p, maps, token, part, wait);
     }
   }
   // A token without slots did not wait.
@@ -342,21 +362,25 @@ template <class T> __device__ inline void combine_bwd(const CombineBwdParams &p)
 
 // More blocks' registers would spill.
 #define FORWARD_BLOCKS (__CUDA_ARCH__ == 900 ? 7 : 5)
-#define FEW_BLOCKS 10
+#define FEW_BLOCKS (__CUDA_ARCH__ == 900 ? 8 : 7)
 #define BACKWARD_BLOCKS (__CUDA_ARCH__ == 890 ? 2 : 3)
 
-#define COMBINE_FWD_KERNEL(NAME, T, AT_ONCE, BLOCKS)                                                                  \
+// For all K, and for few rows a token, which are too little to have under way in one column.
+using Many = Way<8, 1>;
+using Few = Way<2, COMBINE_FEW_COLUMNS>;
+
+#define COMBINE_FWD_KERNEL(NAME, T, WAY, BLOCKS)                                                                      \
   extern "C" __global__ void __launch_bounds__(COMBINE_FWD_THREADS, BLOCKS)                                           \
       combine_fwd_##NAME(const __grid_constant__ CombineFwdParams p) {                                                \
-    combine_fwd<T, AT_ONCE>(p);                                                                                       \
+    combine_fwd<T, WAY>(p);                                                                                           \
   }
 
-COMBINE_FWD_KERNEL(fp32, float, 8, FORWARD_BLOCKS)
-COMBINE_FWD_KERNEL(fp16, __half, 8, FORWARD_BLOCKS)
-COMBINE_FWD_KERNEL(bf16, __nv_bfloat16, 8, FORWARD_BLOCKS)
-COMBINE_FWD_KERNEL(few_fp32, float, 2, FEW_BLOCKS)
-COMBINE_FWD_KERNEL(few_fp16, __half, 2, FEW_BLOCKS)
-COMBINE_FWD_KERNEL(few_bf16, __nv_bfloat16, 2, FEW_BLOCKS)
+COMBINE_FWD_KERNEL(fp32, float, Many, FORWARD_BLOCKS)
+COMBINE_FWD_KERNEL(fp16, __half, Many, FORWARD_BLOCKS)
+COMBINE_FWD_KERNEL(bf16, __nv_bfloat16, Many, FORWARD_BLOCKS)
+COMBINE_FWD_KERNEL(few_fp32, float, Few, FEW_BLOCKS)
+COMBINE_FWD_KERNEL(few_fp16, __half, Few, FEW_BLOCKS)
+COMBINE_FWD_KERNEL(few_bf16, __nv_bfloat16, Few, FEW_BLOCKS)
 
 extern "C" {
 __global__ void __launch_bounds__(COMBINE_THREADS, BACKWARD_BLOCKS) combine_bwd_fp32(const __grid_constant__ CombineBwdParams p) {

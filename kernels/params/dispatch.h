@@ -14,6 +14,8 @@ constexpr static const int64_t DISPATCH_THREADS = 512;
 
 constexpr static const int64_t COMBINE_FWD_THREADS = 128;
 
+constexpr static const int64_t COMBINE_FEW_COLUMNS = 2;
+
 constexpr static const int64_t COMBINE_THREADS = 256;
 
 /// The most warps of a block that plans, and the most threads of one that plans by ids.

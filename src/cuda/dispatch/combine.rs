@@ -40,18 +40,20 @@ fn step(packs: bool, dtype: Dtype) -> i64 {
 
 /// With as many parts a token as its columns ask for.
 pub fn sum(launcher: &Launcher, params: &CombineFwdParams) -> Result<()> {
-    let accesses = params.hidden / step(params.packs, params.rows.dtype);
-    let parts = if params.y.data.is_null() { 1 } else { (accesses as u32).div_ceil(COMBINE_FWD_THREADS as u32) };
-    let params = CombineFwdParams { parts, ..*params };
     const MANY: [&str; 3] = ["combine_fwd_fp32", "combine_fwd_fp16", "combine_fwd_bf16"];
     const FEW: [&str; 3] = ["combine_fwd_few_fp32", "combine_fwd_few_fp16", "combine_fwd_few_bf16"];
     // Rows of so many blocks, for more than a grid has in a row.
     const ROW: i64 = 1 << 30;
+    let (kernels, columns) = if params.maps.top_k <= 2 { (FEW, COMBINE_FEW_COLUMNS) } else { (MANY, 1) };
+    let accesses = params.hidden / step(params.packs, params.rows.dtype);
+    let threads_of_all = (accesses + columns - 1) / columns;
+    let parts = if params.y.data.is_null() { 1 } else { (threads_of_all as u32).div_ceil(COMBINE_FWD_THREADS as u32) };
+    let params = CombineFwdParams { parts, ..*params };
     let blocks = params.maps.tokens.bound.saturating_mul(parts.into());
     let launch = Launch {
-        kernel: instance(params.rows.dtype, if params.maps.top_k <= 2 { FEW } else { MANY }),
+        kernel: instance(params.rows.dtype, kernels),
         grid: [blocks.min(ROW) as u32, (blocks as u64).div_ceil(ROW as u64).clamp(1, 65535) as u32, 1],
-        block: threads(accesses, COMBINE_FWD_THREADS),
+        block: threads(threads_of_all, COMBINE_FWD_THREADS),
         overlap: true,
         ..Default::default()
     };

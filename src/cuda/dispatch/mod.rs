@@ -22,6 +22,7 @@ pub const DISPATCH_UNIT: i64 = 8;
 /// its rows.
 pub const DISPATCH_THREADS: i64 = 512;
 pub const COMBINE_FWD_THREADS: i64 = 128;
+pub const COMBINE_FEW_COLUMNS: i64 = 2;
 pub const COMBINE_THREADS: i64 = 256;
 /// The most warps of a block that plans, and the most threads of one that plans by ids.
 pub const DISPATCH_PLAN_WARPS: i64 = 16;
