@@ -35,7 +35,7 @@ template <int EXPERTS, int ROWS> __device__ inline void gate_weight_gradient(con
   const int all_blocks = X_BLOCKS + p.parts * GRAD_BLOCKS;
   GateRing ring = {{}, shared_address(memory), static_cast<uint32_t>(all_blocks * SHORT_BLOCK), p.stages};
   ring.init();
-  wait_for_launch_ahead();
+  // A launch ahead that this one overlaps is that of dx: what is read here is older.
   let_next_launch_begin();
   const int64_t tokens = true_count(gate.tokens, gate.report);
   const int tiles = static_cast<int>((gate.hidden + 2 * WIDTH - 1) / (2 * WIDTH)), cluster = blockIdx.x / CLUSTER;
@@ -113,6 +113,8 @@ template <int EXPERTS, int ROWS> __device__ inline void gate_weight_gradient(con
     }
   };
   gate_run(produce, consume);
+  // For those who wait for this launch alone.
+  wait_for_launch_ahead();
 }
 
 }  // namespace hopper

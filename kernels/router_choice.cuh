@@ -50,6 +50,12 @@ __device__ inline uint32_t max_pair(uint32_t a, uint32_t b) { return to_bits(__h
 __device__ inline uint32_t clean_pair(uint32_t a) { return to_bits(__hmax2(to_pair(a), to_pair(0xff80ff80u))); }
 __device__ inline uint32_t without_minus_zero(uint32_t a) { return to_bits(__hfma2(to_pair(a), to_pair(0x3f803f80u), to_pair(0))); }
 
+// What is added to what experts are compared by, NULL: nothing; and how many groups limit them.
+struct Rule {
+  const float *bias;
+  int groups;
+};
+
 // What a lane knows of its experts once it has looked at them.
 template <class S> struct Found {
   Row<S::CHUNKS> logits;
@@ -62,7 +68,8 @@ template <class S> struct Found {
 // bf16 logits that are compared themselves: 16 bits of the logit, 16 of the expert.
 struct Narrow {
   using Key = uint32_t;
-  static constexpr bool SOFTMAX = true;
+  // RULES: there may be a bias, and the plain top-k beside a choice by one or by groups.
+  static constexpr bool SOFTMAX = true, RULES = false;
   static constexpr int WORDS = 4, THREADS = QUICK_THREADS;
   static constexpr uint32_t LAST = QUICK_EXPERTS - 1;
 
@@ -85,11 +92,11 @@ struct Narrow {
     found.logits = to_row(raw, MOE_DTYPE_BF16);
   }
 
-  static __device__ float compared(const RouterQuickParams &, float logit, int, const Stats &) { return logit; }
+  static __device__ float compared(const RouterQuickParams &, float logit, int, const Stats &, const Rule &) { return logit; }
 
   // Keys of the best of each four experts.
   template <class S>
-  static __device__ Keys<Key, 2 * S::CHUNKS> fours(const RouterQuickParams &, const Found<S> &found, const Stats &) {
+  static __device__ Keys<Key, 2 * S::CHUNKS> fours(const RouterQuickParams &, const Found<S> &found, const Stats &, const Rule &) {
     Keys<Key, 2 * S::CHUNKS> keys;
 #pragma unroll
     for (int j = 0; j < S::CHUNKS; ++j) {
@@ -101,7 +108,7 @@ struct Narrow {
   }
 
   // Keys of four experts from `first` on, of a token whose row was read.
-  static __device__ Keys<Key, 4> candidates(const RouterQuickParams &p, int token, int first, const Stats &) {
+  static __device__ Keys<Key, 4> candidates(const RouterQuickParams &p, int token, int first, const Stats &, const Rule &) {
     uint32_t pairs[2] = {0xff80ff80u, 0xff80ff80u};
     const uint16_t *const from = reinterpret_cast<const uint16_t *>(p.logits.data) + place_of(p.logits, token, first);
     if (p.packed) {
@@ -118,7 +125,7 @@ struct Narrow {
 
   // Keys of all of a lane's eight experts.
   template <class S>
-  static __device__ Keys<Key, 8> all(const RouterQuickParams &, const Raw<1, WORDS> &raw, const Found<S> &, const Stats &) {
+  static __device__ Keys<Key, 8> all(const RouterQuickParams &, const Raw<1, WORDS> &raw, const Found<S> &, const Stats &, const Rule &) {
     Keys<Key, 8> keys;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -155,7 +162,7 @@ struct Narrow {
 // Everything else: 32 bits of the logit, of it with a bias, or of the score with a bias; 32 of the expert.
 template <bool SOFTMAX_> struct Wide {
   using Key = uint64_t;
-  static constexpr bool SOFTMAX = SOFTMAX_;
+  static constexpr bool SOFTMAX = SOFTMAX_, RULES = true;
   static constexpr int WORDS = 8, THREADS = QUICK_WIDE_THREADS, LAST = QUICK_EXPERTS - 1;
 
   static __device__ Key key(float value, int expert) {
@@ -168,10 +175,10 @@ template <bool SOFTMAX_> struct Wide {
   }
 
   // What an expert is compared by. NaN loses.
-  static __device__ float compared(const RouterQuickParams &p, float logit, int expert, const Stats &stats) {
-    if (p.bias == nullptr) return logit;
+  static __device__ float compared(const RouterQuickParams &p, float logit, int expert, const Stats &stats, const Rule &rule) {
+    if (rule.bias == nullptr) return logit;
     if (stats.top == -INFINITY) return -INFINITY;
-    const float value = (p.by_logit ? logit : score_of<SOFTMAX>(p, logit, stats)) + p.bias[expert];
+    const float value = (p.by_logit ? logit : score_of<SOFTMAX>(p, logit, stats)) + rule.bias[expert];
     return value == value ? value : -INFINITY;
   }
 
@@ -182,17 +189,17 @@ template <bool SOFTMAX_> struct Wide {
   }
 
   template <class S>
-  static __device__ Keys<Key, 2 * S::CHUNKS> fours(const RouterQuickParams &p, const Found<S> &found, const Stats &stats) {
+  static __device__ Keys<Key, 2 * S::CHUNKS> fours(const RouterQuickParams &p, const Found<S> &found, const Stats &stats, const Rule &rule) {
     Keys<Key, 2 * S::CHUNKS> keys;
 #pragma unroll
     for (int i = 0; i < S::N; ++i) {
-      const Key own = key_of(p, found.logits.at[i], S::expert(i), stats);
+      const Key own = key_of(p, found.logits.at[i], S::expert(i), stats, rule);
       keys.at[i / 4] = i % 4 == 0 ? own : max(keys.at[i / 4], own);
     }
     return keys;
   }
 
-  static __device__ Keys<Key, 4> candidates(const RouterQuickParams &p, int token, int first, const Stats &stats) {
+  static __device__ Keys<Key, 4> candidates(const RouterQuickParams &p, int token, int first, const Stats &stats, const Rule &rule) {
     Keys<Key, 4> keys;
     float logits[4];
     const uint32_t at = place_of(p.logits, token, first);
@@ -204,22 +211,22 @@ template <bool SOFTMAX_> struct Wide {
       for (int i = 0; i < 4; ++i) logits[i] = first + i < p.experts ? load_float(p.logits, at + i) : 0.0f;
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) keys.at[i] = key_of(p, logits[i], first + i, stats);
+    for (int i = 0; i < 4; ++i) keys.at[i] = key_of(p, logits[i], first + i, stats, rule);
     return keys;
   }
 
   template <class S>
-  static __device__ Keys<Key, 8> all(const RouterQuickParams &p, const Raw<1, WORDS> &, const Found<S> &found, const Stats &stats) {
+  static __device__ Keys<Key, 8> all(const RouterQuickParams &p, const Raw<1, WORDS> &, const Found<S> &found, const Stats &stats, const Rule &rule) {
     Keys<Key, 8> keys;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) keys.at[i] = key_of(p, found.logits.at[i], i, stats);
+    for (int i = 0; i < 8; ++i) keys.at[i] = key_of(p, found.logits.at[i], i, stats, rule);
     return keys;
   }
 
-  static __device__ Key key_of(const RouterQuickParams &p, float logit, int expert, const Stats &stats) {
+  static __device__ Key key_of(const RouterQuickParams &p, float logit, int expert, const Stats &stats, const Rule &rule) {
     if (expert >= p.experts) return 0;
     // NaN is -inf.
-    return key(compared(p, fminf(fmaxf(logit, -INFINITY), Real<float>::max), expert, stats), expert);
+    return key(compared(p, fminf(fmaxf(logit, -INFINITY), Real<float>::max), expert, stats, rule), expert);
   }
 };
 

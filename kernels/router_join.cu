@@ -23,7 +23,7 @@ template <class R, int WIDTH> __device__ inline void join(const RouterJoinParams
     for (int64_t column = begin + threadIdx.x % across * WIDTH; column < end; column += across * WIDTH) {
       R sums[WIDTH] = {};
       const R *from = parts + row * p.columns + column;
-#pragma unroll 4
+#pragma unroll 8
       for (int split = 0; split < splits; ++split, from += part) {
         if constexpr (WIDTH == 1) {
           sums[0] += *from;
@@ -80,6 +80,7 @@ __device__ inline void join_bias(const RouterJoinParams &p) {
 // Blocks of the last row of the grid join the bias' gradient, if there is one.
 extern "C" __global__ void __launch_bounds__(THREADS, 4) router_logits_join(const __grid_constant__ RouterJoinParams p) {
   wait_for_launch_ahead();
+  let_next_launch_begin();
   if (p.dbias_parts != nullptr && blockIdx.y == gridDim.y - 1) {
     join_bias(p);
   } else {

@@ -1,4 +1,4 @@
-// Routing, backward, of the common cases: at most eight slots a token, losses over the whole batch.
+// Routing, backward, of the common cases: at most eight slots a token, losses over the whole batch or over sequences.
 //
 // Each of a token's lanes takes a slot or a few, and puts what they add to their experts into a row of shared memory, which
 // is zero elsewhere. Then the lanes have the row, the logits and the losses' slopes side by side, and write the gradient.
@@ -15,26 +15,33 @@ struct Slopes {
   float aux, z;
 };
 
-// All threads of the block call.
-__device__ inline Slopes slopes_of(const RouterQuickBwdParams &p, int tokens) {
-  __shared__ unsigned long long total;
+// Of a sequence's tokens, the losses' factors; all threads of the block call.
+__device__ inline Slopes slopes_of(const RouterQuickBwdParams &p, const TokensOf &own, int tokens) {
+  // Real tokens of the sequence, and all.
+  __shared__ unsigned counts[2];
   Slopes slopes = {0, 0};
   if (!p.losses.aux && !p.losses.z) return slopes;
-  float real = static_cast<float>(tokens);
+  float real = static_cast<float>(max(own.end - own.begin + p.step - 1, 0) / p.step), all = static_cast<float>(tokens);
   if (p.losses.padding_mask != nullptr) {
-    if (threadIdx.x == 0) total = 0;
+    if (threadIdx.x < 2) counts[threadIdx.x] = 0;
     __syncthreads();
-    unsigned own = 0;
-    for (int token = threadIdx.x; token < tokens; token += blockDim.x) own += is_real(p.losses, token);
-    atomicAdd(&total, static_cast<unsigned long long>(own));
+    unsigned of_sequence = 0, of_all = 0;
+    for (int token = threadIdx.x; token < tokens; token += blockDim.x) {
+      const bool counted = is_real(p.losses, token);
+      of_all += counted;
+      of_sequence += counted && token >= own.begin && token < own.end && (token - own.begin) % p.step == 0;
+    }
+    atomicAdd(&counts[0], of_sequence);
+    atomicAdd(&counts[1], of_all);
     __syncthreads();
-    real = static_cast<float>(total);
+    real = static_cast<float>(counts[0]);
+    all = static_cast<float>(counts[1]);
   }
   if (p.losses.aux) {
     const float inverse = inverse_tokens(p.losses, real);
     slopes.aux = static_cast<float>(p.losses.aux_scale) * inverse * inverse * (p.aux_grad != nullptr ? *p.aux_grad : 1.0f);
   }
-  if (p.losses.z) slopes.z = 2 * static_cast<float>(p.losses.z_scale) * (p.z_grad != nullptr ? *p.z_grad : 1.0f) / fmaxf(real, 1.0f);
+  if (p.losses.z) slopes.z = 2 * static_cast<float>(p.losses.z_scale) * (p.z_grad != nullptr ? *p.z_grad : 1.0f) / fmaxf(all, 1.0f);
   return slopes;
 }
 
@@ -221,7 +228,7 @@ __device__ inline Row<S::CHUNKS> spread_terms(const RouterQuickBwdParams &p, con
 // The gradient of one token's logits; all lanes of the warp call. `slopes`: of the aux loss, a row in shared memory.
 template <class S, bool SOFTMAX>
 __device__ inline Row<S::CHUNKS> gradient(const RouterQuickBwdParams &p, Row<S::CHUNKS> row, int token, const Row<S::CHUNKS> &own,
-                                          const float *slopes_row, float z, bool real, bool wild) {
+                                          const float *slopes_row, const float &z, bool real, bool wild) {
   const float top = clean<S>(row, p.experts, token, p.report);
   const bool alive = top > -INFINITY, through_scores = SOFTMAX && !p.weighting.over_chosen;
   Row<S::CHUNKS> result = {};
@@ -299,35 +306,43 @@ template <class S, int WORDS, bool SOFTMAX> __device__ inline void backward(cons
   __syncwarp();
   wait_for_launch_ahead();
   let_next_launch_begin();
-  const int tokens = static_cast<int>(true_count(p.tokens, p.report)), stride = gridDim.x * warps * S::TOKENS;
-  int first = (blockIdx.x * warps + warp) * S::TOKENS;
+  const int tokens = static_cast<int>(true_count(p.tokens, p.report));
+  const TokensOf sequence = tokens_of(p.losses, tokens);
+  int first = sequence.begin + (blockIdx.x * warps + warp) * S::TOKENS * p.step;
   const auto load = [&](int token) {
-    return load_raw<S, WORDS>(p.logits, p.packed, p.experts, token, token < tokens);
+    return load_raw<S, WORDS>(p.logits, p.packed, p.experts, token, token < sequence.end);
   };
-  const auto load_own_slots = [&](int token) { return load_slots<S>(p, token, weighted && token < tokens); };
-  Raw<S::CHUNKS, WORDS> raw = load(first + S::token());
-  RawSlots<S> slots = load_own_slots(first + S::token());
-  const Slopes factors = slopes_of(p, tokens);
-  const bool add = adds(p.mode), wild_slopes = !(fabsf(factors.aux) < 1e18f);
+  const auto load_own_slots = [&](int token) { return load_slots<S>(p, token, weighted && token < sequence.end); };
+  Raw<S::CHUNKS, WORDS> raw = load(first + S::token() * p.step);
+  RawSlots<S> slots = load_own_slots(first + S::token() * p.step);
+  const Slopes factors = slopes_of(p, sequence, tokens);
+  const bool add = adds(p.mode);
+  // Registers are scarce.
+  __shared__ float z_slope;
+  __shared__ bool wild_slopes;
+  if (threadIdx.x == 0) z_slope = factors.z, wild_slopes = !(fabsf(factors.aux) < 1e18f);
   for (int e = threadIdx.x; e < S::LANES * S::N; e += blockDim.x) {
     float slope = 0;
-    if (p.losses.aux && e < p.experts) slope = factors.aux * (p.losses.global ? p.losses.global_counts[e] : static_cast<float>(p.aux_counts[e]));
+    if (p.losses.aux && e < p.experts) {
+      const float count = p.losses.global ? p.losses.global_counts[e] : static_cast<float>(p.aux_counts[blockIdx.y * p.experts + e]);
+      slope = factors.aux * count;
+    }
     slopes[TermRows<S>::place(e)] = slope;
   }
   __syncthreads();
   // One row is at work while the next is on its way.
 #pragma unroll 1
-  for (; first < tokens; first += stride) {
-    const int token = first + S::token(), ahead = token + stride;
-    const bool valid = token < tokens, real = valid && is_real(p.losses, token);
+  for (; first < sequence.end; first += p.stride) {
+    const int token = first + S::token() * p.step;
+    const bool valid = token < sequence.end, real = valid && is_real(p.losses, token);
     bool wild = wild_slopes;
     Row<S::CHUNKS> own = {};
     if (weighted) own = spread_terms<S, SOFTMAX>(p, rows, slots, token, wild);
     wild = __any_sync(ALL, wild);
     const Row<S::CHUNKS> row = to_row(raw, p.logits.dtype);
-    slots = load_own_slots(ahead);
-    raw = load(ahead);
-    Row<S::CHUNKS> result = gradient<S, SOFTMAX>(p, row, token, own, slopes, factors.z, real, wild);
+    slots = load_own_slots(token + p.stride);
+    raw = load(token + p.stride);
+    Row<S::CHUNKS> result = gradient<S, SOFTMAX>(p, row, token, own, slopes, z_slope, real, wild);
     if (!valid) continue;
     if (add) {
       const Raw<S::CHUNKS, 8> old = load_raw<S, 8>(p.dlogits, p.packed_out, p.experts, token, true, true);

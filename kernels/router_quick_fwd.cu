@@ -7,6 +7,6 @@ ROUTER_QUICK_FWD_ALL(, Narrow)
 ROUTER_QUICK_FWD(64_many, 2, 4, Narrow)
 ROUTER_QUICK_FWD(128_many, 4, 4, Narrow)
 
-extern "C" __global__ void __launch_bounds__(QUICK_JOIN_THREADS, 1) router_quick_join(const __grid_constant__ RouterQuickParams p) {
+extern "C" __global__ void __launch_bounds__(QUICK_JOIN_TEAM * QUICK_JOIN_TEAMS, 1) router_quick_join(const __grid_constant__ RouterQuickParams p) {
   router::join(p);
 }

@@ -1,5 +1,5 @@
 // Routing, forward, of the common cases: the plain or biased top-k of at most eight experts, within groups of experts or
-// not, losses over the whole batch. Everything of a token happens in the registers of its lanes:
+// not, losses over the whole batch or over sequences. Everything of a token happens in the registers of its lanes:
 //
 // They look at its experts, for the softmax and the sums of the losses, and for the best of each four experts. The eight
 // best fours hold the eight best experts: networks find them, each lane looks at those of a four or two once more, and
@@ -17,23 +17,23 @@ namespace router {
 template <class S, class Kind, class Ahead>
 __device__ inline Keys<typename Kind::Key, S::SLOTS> choose(const RouterQuickParams &p, const Raw<S::CHUNKS, Kind::WORDS> &raw,
                                                             const Found<S> &found, const GroupRoom<S> &room, int token,
-                                                            const Stats &stats, const Ahead &ahead) {
+                                                            const Stats &stats, const Rule &rule, const Ahead &ahead) {
   using Key = typename Kind::Key;
   using Slots = Keys<Key, S::SLOTS>;
   if constexpr (S::LANES == 1) {
-    const Keys<Key, 8> keys = Kind::all(p, raw, found, stats);
+    const Keys<Key, 8> keys = Kind::all(p, raw, found, stats, rule);
     ahead();
     return best_eight(keys, static_cast<Slots *>(nullptr));
   } else {
-    Keys<Key, 2 * S::CHUNKS> fours = Kind::template fours<S>(p, found, stats);
-    if (S::CHUNKS <= 2 && p.groups > 0) {
+    Keys<Key, 2 * S::CHUNKS> fours = Kind::template fours<S>(p, found, stats, rule);
+    if (S::CHUNKS <= 2 && rule.groups > 0) {
 #pragma unroll
       for (int four = 0; four < 2 * S::CHUNKS; ++four) {
         const int expert = S::expert(4 * four);
         if (expert >= p.experts) continue;
         float values[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) values[i] = Kind::compared(p, found.logits.at[4 * four + i], expert + i, stats);
+        for (int i = 0; i < 4; ++i) values[i] = Kind::compared(p, found.logits.at[4 * four + i], expert + i, stats, rule);
         const float a = fmaxf(values[0], values[1]), b = fmaxf(values[2], values[3]);
         const float others = fmaxf(fminf(values[0], values[1]), fminf(values[2], values[3]));
         room.fours[expert / 4] = make_float2(fmaxf(a, b), fmaxf(fminf(a, b), others));
@@ -41,7 +41,7 @@ __device__ inline Keys<typename Kind::Key, S::SLOTS> choose(const RouterQuickPar
       __syncwarp();
       // Without a bias keys are logits, and groups are compared by scores.
       const uint32_t kept = kept_groups<S>(p, room, [&](float value) {
-        return p.bias != nullptr || p.by_logit || stats.top == -INFINITY ? value : score_of<Kind::SOFTMAX>(p, clamped(value), stats);
+        return rule.bias != nullptr || p.by_logit || stats.top == -INFINITY ? value : score_of<Kind::SOFTMAX>(p, clamped(value), stats);
       });
 #pragma unroll
       for (int four = 0; four < 2 * S::CHUNKS; ++four) {
@@ -57,7 +57,7 @@ __device__ inline Keys<typename Kind::Key, S::SLOTS> choose(const RouterQuickPar
     for (int four = 0; four < FOURS; ++four) {
       const int first = Kind::expert(best.at[four]) & ~3;
       Keys<Key, 4> some = {};
-      if (best.at[four] != 0 && first < p.experts && token >= 0) some = Kind::candidates(p, token, first, stats);
+      if (best.at[four] != 0 && first < p.experts && token >= 0) some = Kind::candidates(p, token, first, stats, rule);
 #pragma unroll
       for (int i = 0; i < 4; ++i) candidates.at[4 * four + i] = some.at[i];
     }
@@ -237,7 +237,23 @@ __device__ inline void route_token(const RouterQuickParams &p, Raw<S::CHUNKS, Ki
       for (int i = 0; i < S::N; ++i) sums.scores.at[i] = fmaf(scores[i], by, sums.scores.at[i]);
     }
   }
-  const Keys<typename Kind::Key, S::SLOTS> best = choose<S, Kind>(p, raw, found, room, token, stats, ahead);
+  Keys<typename Kind::Key, S::SLOTS> best;
+  if constexpr (Kind::RULES) {
+    // The first round is the plain top-k, where the aux loss counts that.
+    ahead();
+#pragma unroll 1
+    for (bool plain = p.counts_plain;; plain = false) {
+      best = choose<S, Kind>(p, raw, found, room, token, stats, plain ? Rule{nullptr, 0} : Rule{p.bias, p.groups}, [] {});
+      if (!plain) break;
+#pragma unroll
+      for (int n = 0; n < S::SLOTS; ++n) {
+        const bool here = real && slot_of<S>(n) < p.losses.counted && (S::LANES <= 8 || S::lane() < 8);
+        if (here) atomicAdd(&counts[p.experts + Kind::expert(best.at[n])], 1u);
+      }
+    }
+  } else {
+    best = choose<S, Kind>(p, raw, found, room, token, stats, Rule{nullptr, p.groups}, ahead);
+  }
   float weights[S::SLOTS];
   weigh<S, Kind>(p, token, best, stats, weights);
   int ids[S::SLOTS];
@@ -254,7 +270,7 @@ __device__ inline void route_token(const RouterQuickParams &p, Raw<S::CHUNKS, Ki
   for (int n = 0; n < S::SLOTS; ++n) {
     if (ids[n] < 0) break;
     atomicAdd(&counts[ids[n]], 1u);
-    if (p.tables == 2 && slot_of<S>(n) < p.losses.counted) atomicAdd(&counts[p.experts + ids[n]], 1u);
+    if (p.tables == 2 && !p.counts_plain && slot_of<S>(n) < p.losses.counted) atomicAdd(&counts[p.experts + ids[n]], 1u);
   }
 }
 
@@ -271,17 +287,17 @@ template <class S, class Kind> __device__ inline void route(const RouterQuickPar
   }
   wait_for_launch_ahead();
   let_next_launch_begin();
-  const int tokens = true_count(p.tokens, p.report), stride = int64_t(gridDim.x) * warps * S::TOKENS;
+  const TokensOf own = tokens_of(p.losses, true_count(p.tokens, p.report));
   const auto load = [&](int token) {
-    return load_raw<S, Kind::WORDS>(p.logits, p.packed, p.experts, token, token < tokens);
+    return load_raw<S, Kind::WORDS>(p.logits, p.packed, p.experts, token, token < own.end);
   };
   Sums<S::CHUNKS> sums = {};
-  int first = (blockIdx.x * warps + warp) * S::TOKENS;
-  Raw<S::CHUNKS, Kind::WORDS> raw = load(first + S::token());
+  int first = own.begin + (blockIdx.x * warps + warp) * S::TOKENS * p.step;
+  Raw<S::CHUNKS, Kind::WORDS> raw = load(first + S::token() * p.step);
 #pragma unroll 1
-  for (; first < tokens; first += stride) {
-    const int token = first + S::token();
-    route_token<S, Kind>(p, raw, token < tokens ? token : -1, room, counts, sums, [&] { raw = load(token + stride); });
+  for (; first < own.end; first += p.stride) {
+    const int token = first + S::token() * p.step;
+    route_token<S, Kind>(p, raw, token < own.end ? token : -1, room, counts, sums, [&] { raw = load(token + p.stride); });
   }
   if (!p.sums) return;
   // Rooms are used anew.

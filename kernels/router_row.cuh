@@ -45,6 +45,19 @@ template <int LANES_, int CHUNKS_> struct Shape {
   static __device__ int expert(int i) { return 8 * (lane() + LANES * (i / 8)) + i % 8; }
 };
 
+// Tokens of a sequence: begin, begin + p.step, ... below end.
+struct TokensOf {
+  int begin, end;
+};
+
+// Blocks share those of sequence blockIdx.y of gridDim.y; of one alone, all.
+__device__ inline TokensOf tokens_of(const RouterLosses &losses, int tokens) {
+  if (gridDim.y == 1) return {0, tokens};
+  if (losses.layout == MOE_SEQUENCE_MINOR) return {static_cast<int>(blockIdx.y), tokens};
+  const auto before = [&](int64_t sequences) { return static_cast<int>(min(sequences * losses.length, int64_t(tokens))); };
+  return {before(blockIdx.y), before(blockIdx.y + 1)};
+}
+
 // The place of (token, column): those of the common cases fit in 31 bits.
 __device__ inline uint32_t place_of(const Matrix &matrix, uint32_t token, uint32_t column) {
   return token * static_cast<uint32_t>(matrix.pitch) + column;

@@ -5,6 +5,7 @@
 
 #include "count.cuh"
 #include "dtype.cuh"
+#include "overlap.cuh"
 #include "params/logits_parts.h"
 
 namespace {
@@ -68,6 +69,8 @@ template <class T> __device__ inline void split(const RouterSplitParams &p, doub
 
 extern "C" __global__ void __launch_bounds__(THREADS) router_logits_split(const __grid_constant__ RouterSplitParams p) {
   __shared__ double shared[WIDTH * THREADS];
+  wait_for_launch_ahead();
+  let_next_launch_begin();
   switch (p.dlogits.dtype) {
   case MOE_DTYPE_FP16: split<__half>(p, shared); break;
   case MOE_DTYPE_BF16: split<__nv_bfloat16>(p, shared); break;

@@ -5,14 +5,19 @@
 
 #include "types.h"
 
-/// The most threads of a block: forward, of bf16 logits and of others; joining its sums; backward.
+/// The most threads of a block: forward, of bf16 logits and of others; backward.
 constexpr static const int64_t QUICK_THREADS = 768;
 
 constexpr static const int64_t QUICK_WIDE_THREADS = 512;
 
-constexpr static const int64_t QUICK_JOIN_THREADS = 1024;
-
 constexpr static const int64_t QUICK_BWD_THREADS = 256;
+
+/// What joins sums: threads of a team, the most teams of a block, bytes of its shared memory; blocks of the cluster.
+constexpr static const int64_t QUICK_JOIN_TEAM = 256;
+
+constexpr static const int64_t QUICK_JOIN_TEAMS = 4;
+
+constexpr static const int64_t QUICK_JOIN_SHARED = 17408;
 
 /// The most experts and slots.
 constexpr static const int64_t QUICK_EXPERTS = 512;
@@ -25,10 +30,15 @@ struct RouterQuickParams {
   int32_t room_bytes;
   /// Tables of counts that a block hands over: of all choices, and of those that the aux loss counts.
   int32_t tables;
-  /// Words of a block's record, and of each of its tables, which are padded to four; how many blocks hand one over.
+  /// Words of a block's record, and of each of its tables, which are padded to four.
   int32_t columns;
   int32_t padded;
-  int32_t blocks;
+  /// The tokens of each sequence are shared among so many blocks, each of which hands over a record.
+  int32_t sequences;
+  int32_t shares;
+  /// Tokens from one of a sequence to the next, and from a warp's tokens to its next.
+  int32_t step;
+  int32_t stride;
   Matrix logits;
   /// 0: no limits; else how many groups, how many are kept, terms of their scores, and fours of experts of each.
   int32_t groups;
@@ -47,6 +57,8 @@ struct RouterQuickParams {
   bool sums;
   /// Experts are compared by their logits, not by their scores.
   bool by_logit;
+  /// The aux loss counts the plain top-k, which is another choice.
+  bool counts_plain;
   RouterWeighting weighting;
   /// NULL: none.
   const float *bias;
@@ -59,8 +71,8 @@ struct RouterQuickParams {
   Matrix byte_mask;
   Matrix bit_mask;
   RouterLosses losses;
-  /// [blocks, columns]: sums of scores (with an aux loss) and counts (of each table); [blocks, 2]: parts of the z-loss and
-  /// of the real tokens.
+  /// [sequences, shares, columns]: sums of scores (with an aux loss) and counts (of each table); [sequences, shares, 2]:
+  /// parts of the z-loss and of the real tokens.
   uint32_t *records;
   float *parts;
   /// The rest may be NULL: not wanted.
@@ -75,6 +87,9 @@ struct RouterQuickBwdParams {
   Count tokens;
   int32_t experts;
   int32_t top_k;
+  /// Tokens from one of a sequence to the next, and from a warp's tokens to its next.
+  int32_t step;
+  int32_t stride;
   Matrix logits;
   /// Logits, gradients of logits can be accessed by 16 bytes.
   bool packed;

@@ -60,12 +60,13 @@ def is_common(case):
     """Whether the router has kernels of its own for it (src/cuda/router/quick.rs)."""
     grouped = case["num_groups"] > 0
     whole = not grouped or (case["num_experts"] > 8 and case["num_experts"] % (4 * case["num_groups"]) == 0)
-    return whole and not ((grouped or case["bias"]) and case["aux_loss"] != "off")
+    uneven = case["aux_loss"] != "off" and case["aux_scope"] == "sequence" and case["sequence_layout"] == "offsets"
+    return whole and not uneven
 
 
 def check_routers(ctx, guarded, rng, count):
     test_router.FACTORS.update(
-        size=ROUTER_SIZES, math=["default"], groups=[None, "top2_sum", "max"], selection=["topk"], aux_scope=["batch", "global"],
+        size=ROUTER_SIZES, math=["default"], groups=[None, "top2_sum", "max"], selection=["topk"], aux_scope=["batch", "global", "sequence"],
         values=["randn", "ties", "holes", "large"])
     done = 0
     for chosen in test_router.all_pairs(rng):

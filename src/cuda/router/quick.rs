@@ -1,5 +1,5 @@
 //! The common cases of routing on a GPU, in kernels of their own: at most eight slots a token and 512 experts, fp32, losses
-//! over the whole batch.
+//! over the whole batch or over a few sequences of one length.
 
 use crate::abi::router::*;
 use crate::abi::types::*;
@@ -12,11 +12,19 @@ use crate::tensor::Matrix;
 use super::ceil_div;
 use super::topk::{RouterBwdParams, RouterFwdParams, RouterLosses, RouterWeighting};
 
-/// The most threads of a block: forward, of bf16 logits and of others; joining its sums; backward.
+/// The most threads of a block: forward, of bf16 logits and of others; backward.
 pub const QUICK_THREADS: i64 = 768;
 pub const QUICK_WIDE_THREADS: i64 = 512;
-pub const QUICK_JOIN_THREADS: i64 = 1024;
 pub const QUICK_BWD_THREADS: i64 = 256;
+/// What joins sums: threads of a team, the most teams of a block, bytes of its shared memory; blocks of the cluster.
+pub const QUICK_JOIN_TEAM: i64 = 256;
+pub const QUICK_JOIN_TEAMS: i64 = 4;
+pub const QUICK_JOIN_SHARED: i64 = 17408;
+const JOIN_BLOCKS: i64 = 8;
+/// Experts of a team.
+const JOIN_EXPERTS: i64 = 16;
+/// The most sequences: what joins sums takes one after the other.
+const SEQUENCES: i64 = 16;
 /// The most experts and slots.
 pub const QUICK_EXPERTS: i64 = 512;
 const SLOTS: i32 = 8;
@@ -31,10 +39,15 @@ pub struct RouterQuickParams {
     pub room_bytes: i32,
     /// Tables of counts that a block hands over: of all choices, and of those that the aux loss counts.
     pub tables: i32,
-    /// Words of a block's record, and of each of its tables, which are padded to four; how many blocks hand one over.
+    /// Words of a block's record, and of each of its tables, which are padded to four.
     pub columns: i32,
     pub padded: i32,
-    pub blocks: i32,
+    /// The tokens of each sequence are shared among so many blocks, each of which hands over a record.
+    pub sequences: i32,
+    pub shares: i32,
+    /// Tokens from one of a sequence to the next, and from a warp's tokens to its next.
+    pub step: i32,
+    pub stride: i32,
     pub logits: Matrix,
     /// 0: no limits; else how many groups, how many are kept, terms of their scores, and fours of experts of each.
     pub groups: i32,
@@ -53,6 +66,8 @@ pub struct RouterQuickParams {
     pub sums: bool,
     /// Experts are compared by their logits, not by their scores.
     pub by_logit: bool,
+    /// The aux loss counts the plain top-k, which is another choice.
+    pub counts_plain: bool,
     pub weighting: RouterWeighting,
     /// NULL: none.
     pub bias: *const f32,
@@ -65,8 +80,8 @@ pub struct RouterQuickParams {
     pub byte_mask: Matrix,
     pub bit_mask: Matrix,
     pub losses: RouterLosses,
-    /// [blocks, columns]: sums of scores (with an aux loss) and counts (of each table); [blocks, 2]: parts of the z-loss and
-    /// of the real tokens.
+    /// [sequences, shares, columns]: sums of scores (with an aux loss) and counts (of each table); [sequences, shares, 2]:
+    /// parts of the z-loss and of the real tokens.
     pub records: *mut u32,
     pub parts: *mut f32,
     /// The rest may be NULL: not wanted.
@@ -83,6 +98,9 @@ pub struct RouterQuickBwdParams {
     pub tokens: Count,
     pub experts: i32,
     pub top_k: i32,
+    /// Tokens from one of a sequence to the next, and from a warp's tokens to its next.
+    pub step: i32,
+    pub stride: i32,
     pub logits: Matrix,
     /// Logits, gradients of logits can be accessed by 16 bytes.
     pub packed: bool,
@@ -176,17 +194,31 @@ fn width(matrix: &Matrix, dtype: Dtype, columns: i32) -> i32 {
 /// Places of elements fit in 31 bits.
 fn is_short(tokens: &Count, matrices: &[&Matrix]) -> bool {
     // Loops go one step beyond the last token.
-    let limit = i64::from(i32::MAX) / (tokens.bound + (1 << 17));
+    let limit = i64::from(i32::MAX) / (tokens.bound + (SEQUENCES << 17));
     matrices.iter().all(|matrix| matrix.pitch <= limit) && limit > 0
 }
 
-fn whole_batch(losses: &RouterLosses) -> bool {
-    losses.sequences == 1 && losses.layout != MOE_SEQUENCE_OFFSETS
+/// How many sequences sums are kept of, where they are few of one length.
+fn sequences(losses: &RouterLosses) -> Option<i64> {
+    match losses.layout {
+        _ if !losses.aux => Some(1),
+        MOE_SEQUENCE_OFFSETS => None,
+        _ => (losses.sequences <= SEQUENCES).then_some(losses.sequences),
+    }
 }
 
-/// Bytes of the workspace for so many blocks.
-pub fn scratch(blocks: i64, experts: i64) -> i64 {
-    if experts <= QUICK_EXPERTS { blocks * (4 * 3 * (experts + 3) + 8) } else { 0 }
+/// Tokens from one of a sequence to the next.
+fn step(losses: &RouterLosses) -> i64 {
+    match losses.layout {
+        MOE_SEQUENCE_MINOR => sequences(losses).unwrap_or(1),
+        _ => 1,
+    }
+}
+
+/// Bytes of the workspace.
+pub fn scratch(device: &Device, experts: i64) -> i64 {
+    let records = i64::from(device.multiprocessors).max(SEQUENCES);
+    if experts <= QUICK_EXPERTS { records * (4 * 3 * (experts + 3) + 8) } else { 0 }
 }
 
 /// Fours of experts of a group, where groups are made of them and few enough for a bit each; 0 without groups.
@@ -202,8 +234,7 @@ fn fours(params: &RouterFwdParams) -> Option<i32> {
     }
 }
 
-/// Whether the forward is one of the common cases. With a bias or groups the choice is not the plain
-/// top-k that the aux loss counts.
+/// Whether the forward is one of the common cases.
 pub fn takes_fwd(params: &RouterFwdParams, wide: bool) -> bool {
     !wide
         && params.selection == MOE_SELECT_TOPK
@@ -215,8 +246,7 @@ pub fn takes_fwd(params: &RouterFwdParams, wide: bool) -> bool {
             &params.tokens,
             &[&params.logits, &params.ids, &params.weights, &params.dense, &params.byte_mask, &params.bit_mask],
         )
-        && whole_batch(&params.losses)
-        && ((params.bias.is_null() && params.groups == 0) || !params.losses.aux)
+        && sequences(&params.losses).is_some()
 }
 
 pub fn fwd(
@@ -230,7 +260,8 @@ pub fn fwd(
         let (shape, lanes) = shape(params.experts);
         let (experts, losses) = (i64::from(params.experts), &params.losses);
         let softmax = params.weighting.score == MOE_SCORE_SOFTMAX;
-        let narrow = softmax && params.logits.dtype == Dtype::Bf16 && params.bias.is_null();
+        let counts_plain = losses.aux && (!params.bias.is_null() || params.groups > 0);
+        let narrow = softmax && params.logits.dtype == Dtype::Bf16 && params.bias.is_null() && !counts_plain;
         // Where each multiprocessor has tokens enough for all of its warps, fewer lanes a token do less.
         let kernel = match (narrow, softmax) {
             (true, _) => FWD,
@@ -243,25 +274,28 @@ pub fn fwd(
             2 if narrow && many && params.groups == 0 => ("router_quick_fwd_128_many", 4, QUICK_WIDE_THREADS),
             _ => (kernel, lanes, if narrow { QUICK_THREADS } else { QUICK_WIDE_THREADS }),
         };
-        let tables = if losses.aux && losses.counted < params.top_k { 2 } else { 1 };
+        let tables = if counts_plain || (losses.aux && losses.counted < params.top_k) { 2 } else { 1 };
         let padded = ceil_div(experts, 4) * 4;
         let columns = padded * (i64::from(losses.aux) + tables);
         // Best and second best of each four experts, and sums of groups, of each of a warp's tokens; later a sum an expert.
         let groups = if params.groups > 0 { 32 / lanes * (2 * experts + 4 * i64::from(params.groups)) } else { 0 };
         let room_bytes = ceil_div(groups.max(4 * experts), 16) * 16;
         let shared = |warps: i64| ceil_div(tables * experts, 4) * 16 + warps * room_bytes;
-        // A multiprocessor is left for the launch that joins; its others have a block each, since each hands over a record.
-        let most = i64::from(device.multiprocessors - 1).max(1);
+        // Each multiprocessor has one block, since each hands over a record.
+        let most = i64::from(device.multiprocessors) - spare();
+        let sequences = sequences(losses).unwrap_or(1);
+        let most_shares = (most / sequences).max(1);
         let room = i64::from(device.shared_memory) - 1024 - ceil_div(tables * experts, 4) * 16;
         let limit = (room / room_bytes).min(threads / 32);
         // As many warps as give each the same number of passes; a few at least.
-        let passes = ceil_div(params.tokens.bound, 32 / lanes);
-        let rounds = ceil_div(passes, most * limit).max(1);
-        let warps = ceil_div(passes, most * rounds).clamp(4.min(limit), limit);
-        let blocks = ceil_div(passes, warps).clamp(1, most);
+        let passes = ceil_div(ceil_div(params.tokens.bound, sequences), 32 / lanes);
+        let rounds = ceil_div(passes, most_shares * limit).max(1);
+        let warps = ceil_div(passes, most_shares * rounds).clamp(4.min(limit), limit);
+        let shares = ceil_div(passes, warps).clamp(1, most_shares);
+        let records = sequences * shares;
         let weighting = params.weighting;
         let by_score = softmax && !params.by_logit && (!params.bias.is_null() || params.groups > 0);
-        let records: *mut u32 = scratch.cast();
+        let scratch: *mut u32 = scratch.cast();
         let quick = RouterQuickParams {
             tokens: params.tokens,
             experts: params.experts,
@@ -270,7 +304,10 @@ pub fn fwd(
             tables: tables as i32,
             columns: columns as i32,
             padded: padded as i32,
-            blocks: blocks as i32,
+            sequences: sequences as i32,
+            shares: shares as i32,
+            step: step(losses) as i32,
+            stride: (shares * warps * (32 / lanes) * step(losses)) as i32,
             groups: params.groups,
             kept_groups: params.kept_groups,
             group_terms: if params.groups > 0 { params.group_terms } else { 0 },
@@ -286,6 +323,7 @@ pub fn fwd(
             exponentials: losses.z || by_score || (softmax && (losses.aux || !weighting.over_chosen)),
             sums: params.sums,
             by_logit: params.by_logit,
+            counts_plain,
             weighting,
             bias: params.bias,
             ids: params.ids,
@@ -296,8 +334,8 @@ pub fn fwd(
             byte_mask: params.byte_mask,
             bit_mask: params.bit_mask,
             losses: params.losses,
-            records,
-            parts: records.wrapping_add((blocks * columns) as usize).cast(),
+            records: scratch,
+            parts: scratch.wrapping_add((records * columns) as usize).cast(),
             tokens_per_expert: params.tokens_per_expert,
             aux_counts: params.aux_counts,
             aux_loss: params.aux_loss,
@@ -306,7 +344,7 @@ pub fn fwd(
         };
         let launch = Launch {
             kernel,
-            grid: [blocks as u32, 1, 1],
+            grid: [shares as u32, sequences as u32, 1],
             block: (32 * warps) as u32,
             shared: shared(warps) as u32,
             overlap: true,
@@ -316,10 +354,15 @@ pub fn fwd(
         if !params.sums {
             return Ok(());
         }
+        // A cluster of blocks where there are clusters, else a block of teams.
+        let teams = (ceil_div(experts, JOIN_EXPERTS) as u64).next_power_of_two() as i64;
+        let cluster = if device.capability >= 90 { teams.min(join_blocks()) } else { 1 };
         let join = Launch {
             kernel: "router_quick_join",
-            grid: [1, 1, 1],
-            block: QUICK_JOIN_THREADS as u32,
+            grid: [cluster as u32, 1, 1],
+            block: (QUICK_JOIN_TEAM * (teams / cluster).min(QUICK_JOIN_TEAMS)) as u32,
+            shared: QUICK_JOIN_SHARED as u32,
+            cluster: if cluster > 1 { cluster as u32 } else { 0 },
             overlap: true,
             ..Default::default()
         };
@@ -333,7 +376,7 @@ pub fn takes_bwd(params: &RouterBwdParams, wide: bool) -> bool {
         && params.top_k <= SLOTS
         && i64::from(params.experts) <= QUICK_EXPERTS
         && is_short(&params.tokens, &[&params.logits, &params.ids, &params.dweights, &params.ddense, &params.dlogits])
-        && whole_batch(&params.losses)
+        && sequences(&params.losses).is_some()
 }
 
 pub fn bwd(
@@ -345,10 +388,25 @@ pub fn bwd(
     device.run(report, stream, |launcher| {
         let (shape, lanes) = shape(params.experts);
         let dense = !params.ddense.data.is_null();
+        let sequences = sequences(&params.losses).unwrap_or(1);
+        let kernels = match (params.weighting.score, params.logits.dtype) {
+            (MOE_SCORE_SOFTMAX, Dtype::Fp32) => BWD_WIDE,
+            (MOE_SCORE_SOFTMAX, _) => BWD,
+            _ => BWD_OTHER,
+        };
+        // Few tokens are spread over all multiprocessors.
+        let multiprocessors = i64::from(device.multiprocessors);
+        let most_shares = |at_once: i64| (at_once * multiprocessors / sequences).max(1);
+        let passes = ceil_div(ceil_div(params.tokens.bound, sequences), 32 / lanes);
+        let warps = ceil_div(passes, most_shares(1)).clamp(1, QUICK_BWD_THREADS / 32);
+        let at_once = if kernels == BWD { 3 } else { 2 };
+        let shares = ceil_div(passes, warps).clamp(1, most_shares(at_once));
         let quick = RouterQuickBwdParams {
             tokens: params.tokens,
             experts: params.experts,
             top_k: params.top_k,
+            step: step(&params.losses) as i32,
+            stride: (shares * warps * (32 / lanes) * step(&params.losses)) as i32,
             logits: params.logits,
             packed: rows_of_16_bytes(&params.logits, params.experts),
             packed_out: rows_of_16_bytes(&params.dlogits, params.experts),
@@ -365,24 +423,23 @@ pub fn bwd(
             z_grad: params.z_grad,
             report: launcher.report,
         };
-        let kernels = match (params.weighting.score, params.logits.dtype) {
-            (MOE_SCORE_SOFTMAX, Dtype::Fp32) => BWD_WIDE,
-            (MOE_SCORE_SOFTMAX, _) => BWD,
-            _ => BWD_OTHER,
-        };
-        // Few tokens are spread over all multiprocessors.
-        let passes = ceil_div(params.tokens.bound, 32 / lanes);
-        let multiprocessors = i64::from(device.multiprocessors);
-        let warps = ceil_div(passes, multiprocessors).clamp(1, QUICK_BWD_THREADS / 32);
-        let at_once = if kernels == BWD { 3 } else { 2 };
-        let blocks = ceil_div(passes, warps).min(at_once * multiprocessors);
         let launch = Launch {
             kernel: kernels[shape],
-            grid: [blocks as u32, 1, 1],
+            grid: [shares as u32, sequences as u32, 1],
             block: (32 * warps) as u32,
             overlap: true,
             ..Default::default()
         };
         launcher.launch(&launch, &quick)
     })
+}
+
+fn env(name: &str, default: i64) -> i64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+fn spare() -> i64 {
+    env("MOE_X_SPARE", 0)
+}
+fn join_blocks() -> i64 {
+    env("MOE_X_JOIN", JOIN_BLOCKS)
 }

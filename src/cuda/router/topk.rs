@@ -199,7 +199,7 @@ pub fn fwd_layout(device: &Device, losses: &Losses) -> (Layout, Sums) {
         scores: layout.part(table),
         lengths: layout.part(if losses.aux { losses.sequences * 8 } else { 0 }),
         parts: layout.part(if losses.any() { blocks_at_once(device) * 24 } else { 0 }),
-        quick: layout.part(quick::scratch(device.multiprocessors.into(), losses.experts)),
+        quick: layout.part(quick::scratch(device, losses.experts)),
     };
     (layout, sums)
 }

@@ -139,7 +139,7 @@ pub fn fwd(launcher: &Launcher, gate: &Gate, split: &Split, params: &RouterGateP
     };
     let tokens = ceil_div(gate.tokens, CLUSTER * GATE_TOKENS) * CLUSTER;
     let grid = [tokens, ceil_div(gate.experts, tile), split.parts];
-    launch(launcher, kernel, grid, (0, (GATE_TOKENS + tile) * LINE), hopper)
+    launch(launcher, kernel, grid, (0, (GATE_TOKENS + tile) * LINE), true, hopper)
 }
 
 /// dx = dlogits * weight.
@@ -154,7 +154,7 @@ pub fn dx(launcher: &Launcher, gate: &Gate, gradient: &Gradient, params: &Router
     let units = ceil_div(gate.tokens, CLUSTER * GATE_TOKENS) * ceil_div(gate.hidden, DX_COLUMNS);
     let kept = gradient.parts * ceil_div(gate.experts, DEPTH) * GATE_TOKENS * LINE;
     let blocks = units.min(clusters(launcher.device)) * CLUSTER;
-    launch(launcher, "hopper_gate_dx", [blocks, 1, 1], (kept, DX_COLUMNS * LINE), hopper)
+    launch(launcher, "hopper_gate_dx", [blocks, 1, 1], (kept, DX_COLUMNS * LINE), true, hopper)
 }
 
 /// How the sum over tokens is dealt to clusters.
@@ -190,13 +190,14 @@ fn clusters(device: &Device) -> i64 {
     (i64::from(device.multiprocessors) / CLUSTER).max(1)
 }
 
-/// Parts of dweight = dlogits^T * x.
+/// Parts of dweight = dlogits^T * x. It may begin while dx ends, if that is the launch ahead.
 pub fn dweight(
     launcher: &Launcher,
     gate: &Gate,
     gradient: &Gradient,
     dealt: &Dealt,
     params: &RouterGateParams,
+    behind_dx: bool,
 ) -> Result<()> {
     let tile = tile(gate.experts);
     let kernel = match tile {
@@ -211,7 +212,7 @@ pub fn dweight(
         ..plain(params)
     };
     let stage = (block_columns(gate) + gradient.parts * tile) / DEPTH * GATE_SHARE * LINE;
-    launch(launcher, kernel, [dealt.clusters * CLUSTER, 1, 1], (0, stage), hopper)
+    launch(launcher, kernel, [dealt.clusters * CLUSTER, 1, 1], (0, stage), behind_dx, hopper)
 }
 
 fn plain(params: &RouterGateParams) -> HopperGateParams {
@@ -225,6 +226,7 @@ fn launch(
     kernel: &'static str,
     grid: [i64; 3],
     (kept, stage): (i64, i64),
+    overlap: bool,
     params: HopperGateParams,
 ) -> Result<()> {
     const WARPS: i64 = 8;
@@ -236,7 +238,7 @@ fn launch(
         block: THREADS,
         shared: (fixed + stages * stage) as u32,
         cluster: CLUSTER as u32,
-        overlap: true,
+        overlap,
         ..Default::default()
     };
     launcher.launch(&launch, &HopperGateParams { stages: stages as i32, ..params })

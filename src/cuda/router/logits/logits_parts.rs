@@ -106,7 +106,7 @@ pub fn gradient(
         report: launcher.report,
     };
     let launch =
-        Launch { kernel: "router_logits_split", grid: [blocks as u32, 1, 1], block: 256, ..Default::default() };
+        Launch { kernel: "router_logits_split", grid: [blocks as u32, 1, 1], block: 256, overlap: true, ..Default::default() };
     launcher.launch(&launch, &params)?;
     Ok(gradient)
 }

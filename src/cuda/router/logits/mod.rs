@@ -299,7 +299,7 @@ pub fn bwd(
             joined.mode = problem.dweight_mode;
             if hopper_dweight {
                 let dealt = Dealt::new(device, gate);
-                hopper_gate::dweight(launcher, gate, &gradient, &dealt, &params)?;
+                hopper_gate::dweight(launcher, gate, &gradient, &dealt, &params, hopper_dx)?;
                 joined.tile = dealt.width;
                 joined.tiles = dealt.tiles as i32;
                 joined.clusters = dealt.clusters as i32;
