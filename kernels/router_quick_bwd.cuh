@@ -21,7 +21,8 @@ __device__ inline Slopes slopes_of(const RouterQuickBwdParams &p, const TokensOf
   __shared__ unsigned counts[2];
   Slopes slopes = {0, 0};
   if (!p.losses.aux && !p.losses.z) return slopes;
-  float real = static_cast<float>(max(own.end - own.begin + p.step - 1, 0) / p.step), all = static_cast<float>(tokens);
+  float real = static_cast<float>(own.end - own.begin), all = static_cast<float>(tokens);
+  if (p.step > 1) real = static_cast<float>(max(own.end - own.begin + p.step - 1, 0) / p.step);
   if (p.losses.padding_mask != nullptr) {
     if (threadIdx.x < 2) counts[threadIdx.x] = 0;
     __syncthreads();

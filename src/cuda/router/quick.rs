@@ -282,7 +282,7 @@ pub fn fwd(
         let room_bytes = ceil_div(groups.max(4 * experts), 16) * 16;
         let shared = |warps: i64| ceil_div(tables * experts, 4) * 16 + warps * room_bytes;
         // Each multiprocessor has one block, since each hands over a record.
-        let most = i64::from(device.multiprocessors) - spare();
+        let most = i64::from(device.multiprocessors);
         let sequences = sequences(losses).unwrap_or(1);
         let most_shares = (most / sequences).max(1);
         let room = i64::from(device.shared_memory) - 1024 - ceil_div(tables * experts, 4) * 16;
@@ -356,7 +356,7 @@ pub fn fwd(
         }
         // A cluster of blocks where there are clusters, else a block of teams.
         let teams = (ceil_div(experts, JOIN_EXPERTS) as u64).next_power_of_two() as i64;
-        let cluster = if device.capability >= 90 { teams.min(join_blocks()) } else { 1 };
+        let cluster = if device.capability >= 90 { teams.min(JOIN_BLOCKS) } else { 1 };
         let join = Launch {
             kernel: "router_quick_join",
             grid: [cluster as u32, 1, 1],
@@ -432,14 +432,4 @@ pub fn bwd(
         };
         launcher.launch(&launch, &quick)
     })
-}
-
-fn env(name: &str, default: i64) -> i64 {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-}
-fn spare() -> i64 {
-    env("MOE_X_SPARE", 0)
-}
-fn join_blocks() -> i64 {
-    env("MOE_X_JOIN", JOIN_BLOCKS)
 }
