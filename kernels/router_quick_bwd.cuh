@@ -16,13 +16,13 @@ struct Slopes {
 };
 
 // Of a sequence's tokens, the losses' factors; all threads of the block call.
-__device__ inline Slopes slopes_of(const RouterQuickBwdParams &p, const TokensOf &own, int tokens) {
-  // Real tokens of the sequence, and all.
+template <bool SEQUENCES> __device__ inline Slopes slopes_of(const RouterQuickBwdParams &p, const TokensOf &own, int tokens) {
+  // Real tokens of all sequences, and of this one.
   __shared__ unsigned counts[2];
   Slopes slopes = {0, 0};
   if (!p.losses.aux && !p.losses.z) return slopes;
-  float real = static_cast<float>(own.end - own.begin), all = static_cast<float>(tokens);
-  if (p.step > 1) real = static_cast<float>(max(own.end - own.begin + p.step - 1, 0) / p.step);
+  float all = static_cast<float>(tokens), real = all;
+  if (SEQUENCES) real = static_cast<float>(max(own.end - own.begin + p.step - 1, 0) / p.step);
   if (p.losses.padding_mask != nullptr) {
     if (threadIdx.x < 2) counts[threadIdx.x] = 0;
     __syncthreads();
@@ -30,13 +30,13 @@ __device__ inline Slopes slopes_of(const RouterQuickBwdParams &p, const TokensOf
     for (int token = threadIdx.x; token < tokens; token += blockDim.x) {
       const bool counted = is_real(p.losses, token);
       of_all += counted;
-      of_sequence += counted && token >= own.begin && token < own.end && (token - own.begin) % p.step == 0;
+      if (SEQUENCES) of_sequence += counted && token >= own.begin && token < own.end && (token - own.begin) % p.step == 0;
     }
-    atomicAdd(&counts[0], of_sequence);
-    atomicAdd(&counts[1], of_all);
+    atomicAdd(&counts[0], of_all);
+    if (SEQUENCES) atomicAdd(&counts[1], of_sequence);
     __syncthreads();
-    real = static_cast<float>(counts[0]);
-    all = static_cast<float>(counts[1]);
+    all = static_cast<float>(counts[0]);
+    real = SEQUENCES ? static_cast<float>(counts[1]) : all;
   }
   if (p.losses.aux) {
     const float inverse = inverse_tokens(p.losses, real);
@@ -229,7 +229,7 @@ __device__ inline Row<S::CHUNKS> spread_terms(const RouterQuickBwdParams &p, con
 // The gradient of one token's logits; all lanes of the warp call. `slopes`: of the aux loss, a row in shared memory.
 template <class S, bool SOFTMAX>
 __device__ inline Row<S::CHUNKS> gradient(const RouterQuickBwdParams &p, Row<S::CHUNKS> row, int token, const Row<S::CHUNKS> &own,
-                                          const float *slopes_row, const float &z, bool real, bool wild) {
+                                          const float *slopes_row, float z, bool real, bool wild) {
   const float top = clean<S>(row, p.experts, token, p.report);
   const bool alive = top > -INFINITY, through_scores = SOFTMAX && !p.weighting.over_chosen;
   Row<S::CHUNKS> result = {};
@@ -296,7 +296,8 @@ __device__ inline Row<S::CHUNKS> gradient(const RouterQuickBwdParams &p, Row<S::
   return result;
 }
 
-template <class S, int WORDS, bool SOFTMAX> __device__ inline void backward(const RouterQuickBwdParams &p) {
+// SEQUENCES: losses may be of sequences, the grid's second dimension.
+template <class S, int WORDS, bool SOFTMAX, bool SEQUENCES> __device__ inline void backward(const RouterQuickBwdParams &p) {
   constexpr int FLOATS = S::LANES == 1 ? 4 : S::TOKENS * TermRows<S>::PITCH;
   __shared__ __align__(16) float shared[QUICK_BWD_THREADS / 32][FLOATS];
   __shared__ __align__(16) float slopes[S::LANES * S::N];
@@ -308,24 +309,21 @@ template <class S, int WORDS, bool SOFTMAX> __device__ inline void backward(cons
   wait_for_launch_ahead();
   let_next_launch_begin();
   const int tokens = static_cast<int>(true_count(p.tokens, p.report));
-  const TokensOf sequence = tokens_of(p.losses, tokens);
-  int first = sequence.begin + (blockIdx.x * warps + warp) * S::TOKENS * p.step;
+  const TokensOf sequence = SEQUENCES ? tokens_of(p.losses, tokens) : TokensOf{0, tokens};
+  const int step = SEQUENCES ? p.step : 1, stride = SEQUENCES ? p.stride : gridDim.x * warps * S::TOKENS;
+  int first = sequence.begin + (blockIdx.x * warps + warp) * S::TOKENS * step;
   const auto load = [&](int token) {
     return load_raw<S, WORDS>(p.logits, p.packed, p.experts, token, token < sequence.end);
   };
   const auto load_own_slots = [&](int token) { return load_slots<S>(p, token, weighted && token < sequence.end); };
-  Raw<S::CHUNKS, WORDS> raw = load(first + S::token() * p.step);
-  RawSlots<S> slots = load_own_slots(first + S::token() * p.step);
-  const Slopes factors = slopes_of(p, sequence, tokens);
-  const bool add = adds(p.mode);
-  // Registers are scarce.
-  __shared__ float z_slope;
-  __shared__ bool wild_slopes;
-  if (threadIdx.x == 0) z_slope = factors.z, wild_slopes = !(fabsf(factors.aux) < 1e18f);
+  Raw<S::CHUNKS, WORDS> raw = load(first + S::token() * step);
+  RawSlots<S> slots = load_own_slots(first + S::token() * step);
+  const Slopes factors = slopes_of<SEQUENCES>(p, sequence, tokens);
+  const bool add = adds(p.mode), wild_slopes = !(fabsf(factors.aux) < 1e18f);
   for (int e = threadIdx.x; e < S::LANES * S::N; e += blockDim.x) {
     float slope = 0;
     if (p.losses.aux && e < p.experts) {
-      const float count = p.losses.global ? p.losses.global_counts[e] : static_cast<float>(p.aux_counts[blockIdx.y * p.experts + e]);
+      const float count = p.losses.global ? p.losses.global_counts[e] : static_cast<float>(p.aux_counts[(SEQUENCES ? blockIdx.y * p.experts : 0) + e]);
       slope = factors.aux * count;
     }
     slopes[TermRows<S>::place(e)] = slope;
@@ -333,17 +331,17 @@ template <class S, int WORDS, bool SOFTMAX> __device__ inline void backward(cons
   __syncthreads();
   // One row is at work while the next is on its way.
 #pragma unroll 1
-  for (; first < sequence.end; first += p.stride) {
-    const int token = first + S::token() * p.step;
+  for (; first < sequence.end; first += stride) {
+    const int token = first + S::token() * step;
     const bool valid = token < sequence.end, real = valid && is_real(p.losses, token);
     bool wild = wild_slopes;
     Row<S::CHUNKS> own = {};
     if (weighted) own = spread_terms<S, SOFTMAX>(p, rows, slots, token, wild);
     wild = __any_sync(ALL, wild);
     const Row<S::CHUNKS> row = to_row(raw, p.logits.dtype);
-    slots = load_own_slots(token + p.stride);
-    raw = load(token + p.stride);
-    Row<S::CHUNKS> result = gradient<S, SOFTMAX>(p, row, token, own, slopes, z_slope, real, wild);
+    slots = load_own_slots(token + stride);
+    raw = load(token + stride);
+    Row<S::CHUNKS> result = gradient<S, SOFTMAX>(p, row, token, own, slopes, factors.z, real, wild);
     if (!valid) continue;
     if (add) {
       const Raw<S::CHUNKS, 8> old = load_raw<S, 8>(p.dlogits, p.packed_out, p.experts, token, true, true);
@@ -360,7 +358,8 @@ template <class S, int WORDS, bool SOFTMAX> __device__ inline void backward(cons
 #define ROUTER_QUICK_BWD(NAME, LANES, CHUNKS, WORDS, SOFTMAX)                                             \
   extern "C" __global__ void __launch_bounds__(QUICK_BWD_THREADS, !SOFTMAX ? 1 : WORDS == 4 ? 3 : 2)       \
       router_quick_bwd_##NAME(const __grid_constant__ RouterQuickBwdParams p) {                           \
-    router::backward<router::Shape<LANES, CHUNKS>, WORDS, SOFTMAX>(p);                                    \
+    /* Without sequences where registers are scarce: the wide kernels take them. */                       \
+    router::backward<router::Shape<LANES, CHUNKS>, WORDS, SOFTMAX, WORDS == 8>(p);                        \
   }
 
 // For up to so many experts.

@@ -60,8 +60,8 @@ def is_common(case):
     """Whether the router has kernels of its own for it (src/cuda/router/quick.rs)."""
     grouped = case["num_groups"] > 0
     whole = not grouped or (case["num_experts"] > 8 and case["num_experts"] % (4 * case["num_groups"]) == 0)
-    uneven = case["aux_loss"] != "off" and case["aux_scope"] == "sequence" and case["sequence_layout"] == "offsets"
-    return whole and not uneven
+    sequences = case["aux_loss"] != "off" and case["aux_scope"] == "sequence"
+    return whole and not (sequences and (case["sequence_layout"] == "offsets" or case["num_sequences"] > 16))
 
 
 def check_routers(ctx, guarded, rng, count):

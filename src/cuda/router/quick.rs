@@ -390,8 +390,8 @@ pub fn bwd(
         let dense = !params.ddense.data.is_null();
         let sequences = sequences(&params.losses).unwrap_or(1);
         let kernels = match (params.weighting.score, params.logits.dtype) {
-            (MOE_SCORE_SOFTMAX, Dtype::Fp32) => BWD_WIDE,
-            (MOE_SCORE_SOFTMAX, _) => BWD,
+            (MOE_SCORE_SOFTMAX, Dtype::Fp16 | Dtype::Bf16) if sequences == 1 => BWD,
+            (MOE_SCORE_SOFTMAX, _) => BWD_WIDE,
             _ => BWD_OTHER,
         };
         // Few tokens are spread over all multiprocessors.

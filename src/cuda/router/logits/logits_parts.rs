@@ -11,7 +11,7 @@ use crate::tensor::Matrix;
 use crate::workspace::{Layout, Part, Workspace};
 
 /// Tokens that a block sums for the bias' gradient, at least.
-const BIAS_TOKENS: i64 = 32;
+const BIAS_TOKENS: i64 = 64;
 
 /// Gradients made ready for kernels/hopper_gate.cuh, and summed for the bias.
 #[repr(C)]
@@ -65,7 +65,7 @@ pub struct BwdParts {
 }
 
 pub fn dbias_blocks(device: &Device, gate: &Gate) -> i64 {
-    ceil_div(gate.tokens, BIAS_TOKENS).clamp(1, 4 * i64::from(device.multiprocessors))
+    ceil_div(gate.tokens, BIAS_TOKENS).clamp(1, 2 * i64::from(device.multiprocessors))
 }
 
 pub fn bwd_layout(device: &Device, gate: &Gate) -> (Layout, BwdParts) {
