@@ -58,17 +58,10 @@ template <class T> __device__ inline void split(const RouterSplitParams &p, doub
 #pragma unroll
   for (int i = 0; i < WIDTH; ++i) shared[i * THREADS + threadIdx.x] = sums[i];
   __syncthreads();
-  // Neighbours add up an expert's rows, a power of two of them.
-  int helpers = 32;
-  while (helpers > 1 && helpers * p.experts > THREADS) helpers /= 2;
-  for (int first = 0; first < p.experts; first += THREADS / helpers) {
-    const int own = first + threadIdx.x / helpers;
+  for (int own = threadIdx.x; own < p.experts; own += THREADS) {
     double sum = 0;
-    for (int row = threadIdx.x % helpers; own < p.experts && row < rows; row += helpers) {
-      sum += shared[own % WIDTH * THREADS + row * groups + own / WIDTH];
-    }
-    for (int distance = helpers / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-    if (own < p.experts && threadIdx.x % helpers == 0) p.dbias_parts[int64_t(blockIdx.x) * p.experts + own] = sum;
+    for (int row = 0; row < rows; ++row) sum += shared[own % WIDTH * THREADS + row * groups + own / WIDTH];
+    p.dbias_parts[int64_t(blockIdx.x) * p.experts + own] = sum;
   }
 }
 
