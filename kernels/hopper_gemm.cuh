@@ -22,7 +22,8 @@
 //                                                epilogue of a warp's first rows reads, and to load a number that a
 //                                                lane gives `finish` of all rows of the warp
 //   ROLLED                                       its epilogue is so long that the code for a tile's halves is to be one
-//   STAGING                                      bytes of shared memory of a warp's own, at `staging`
+//   STAGING, int places() const                  bytes of shared memory of a warp's own, at `staging`, and how many times
+//                                                there are as many, 8 * STAGING apart
 //   void finish(const Tile &, int row, float (&sums)[COLUMNS / 2], uint32_t staging, [float prepared]) const
 //                                                the epilogue of 16 rows of a warp, from the tile's row `row` on, laid
 //                                                out as wgmma leaves them
@@ -166,7 +167,7 @@ template <class Problem> __device__ inline void run(const Problem &problem) {
   // more would wait for ever.
   constexpr int PRODUCER = 40, TEAMS = 232;
   static_assert(PRODUCER + 2 * TEAMS <= 3 * 168);
-  const Shared<Problem> shared = {problem.p.stages};
+  const Shared<Problem> shared = {problem.p.stages, problem.places()};
   const int warp_group = __shfl_sync(0xffffffff, threadIdx.x / TEAM, 0);
 
   if (threadIdx.x == 0) {

@@ -20,6 +20,8 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Row
   static constexpr bool ROLLED = false;
   static constexpr int STAGING = 2048;
 
+  __device__ static constexpr int places() { return 1; }
+
 protected:
   // Units of a group where a tile makes `width` of `outputs` columns.
   __device__ static int units_of_rows(const Span &span, int outputs, int width) {

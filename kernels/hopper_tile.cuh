@@ -64,14 +64,18 @@ template <class Problem> struct Shared {
   static constexpr int STAGE = STAGE_A + Problem::COLUMNS * LINE;
 
   int stages;
+  // Of STAGING bytes that a warp has, one behind the other's of all warps.
+  int places;
 
   __device__ uint32_t stage(uint32_t slot) const { return shared_address(memory) + slot * STAGE; }
   __device__ uint32_t staging(int warp) const { return stage(stages) + warp * Problem::STAGING; }
-  __device__ uint32_t full(uint32_t slot) const { return staging(8) + 16 * slot; }
+  __device__ uint32_t full(uint32_t slot) const { return staging(8 * places) + 16 * slot; }
   __device__ uint32_t empty(uint32_t slot) const { return full(slot) + 8; }
   // The team may issue its products.
   __device__ uint32_t turn(int team) const { return full(MAX_STAGES) + 8 * team; }
-  __device__ int &count() const { return *reinterpret_cast<int *>(memory + stages * STAGE + 8 * Problem::STAGING + 16 * MAX_STAGES + 16); }
+  __device__ int &count() const {
+    return *reinterpret_cast<int *>(memory + stages * STAGE + 8 * places * Problem::STAGING + 16 * MAX_STAGES + 16);
+  }
   __device__ Work *list() const { return reinterpret_cast<Work *>(&count() + 4); }
 };
 

@@ -1,12 +1,13 @@
 // The gradient of each group's weight, on Hopper: out_g[M, N] = left_g^T * right_g, summed over the group's rows.
 #pragma once
 
+#include "hopper_accumulate.cuh"
 #include "hopper_gemm.cuh"
-#include "hopper_store.cuh"
 
 namespace hopper {
 
-template <class T, int WIDTH, bool TURNS, bool GATHERED> struct Wgrad {
+// AHEAD: to add to fp32 values, part of which are copied while a tile's products are under way.
+template <class T, int WIDTH, bool TURNS, bool GATHERED, bool AHEAD> struct Wgrad {
   using Element = T;
   static constexpr int COLUMNS = WIDTH;
   static constexpr bool PINGPONG = TURNS;
@@ -15,9 +16,11 @@ template <class T, int WIDTH, bool TURNS, bool GATHERED> struct Wgrad {
   static constexpr bool GATHERS = GATHERED;
   static constexpr bool LARGEST_FIRST = true;
   static constexpr bool MASKS = true;
-  static constexpr bool PREPARES = false;
+  static constexpr bool PREPARES = AHEAD;
   static constexpr bool ROLLED = false;
   static constexpr int STAGING = 2048;
+  // Strips that a warp has room for.
+  static constexpr int PLACES = AHEAD ? 3 : 1;
 
   const HopperWgradParams &p;
 
@@ -45,30 +48,78 @@ template <class T, int WIDTH, bool TURNS, bool GATHERED> struct Wgrad {
   __device__ Box a(const Tile &tile) const { return {&p.a_boxes, tile.row, tile.begin, 0}; }
   __device__ Box b(const Tile &tile, int column) const { return {&p.b_boxes, tile.column + column, tile.begin, 0}; }
 
-  __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging) const {
+  __device__ static constexpr int places() { return PLACES; }
+
+  __device__ float prepare(const Tile &tile, int row, uint32_t staging) const {
+    const Target to = target(tile);
+    if (swapped()) {
+      prepare<true>(to, row, staging);
+    } else {
+      prepare<false>(to, row, staging);
+    }
+    return 0.0f;
+  }
+
+  __device__ void finish(const Tile &tile, int row, float (&sums)[COLUMNS / 2], uint32_t staging, float = 0.0f) const {
+    Target to = target(tile);
+    if (!swapped()) {
+      if (accumulate<false>(to, row, sums, staging)) return;
+      part(to, row, staging);
+      return store<T>(to, row, sums, staging);
+    }
+    part(to, row, staging);
+    if (to.narrow && !to.add) return store_transposed_narrow<T>(to, row, sums, staging);
+    part(to, row, staging);
+    if (accumulate<true>(to, row, sums, staging)) return;
+    part(to, row, staging);
+    store_transposed<T>(to, row, sums, staging);
+  }
+
+private:
+  template <bool SWAPPED, int PLACES> using Added = Accumulation<SWAPPED, COLUMNS, PLACES>;
+
+  __device__ bool swapped() const { return GATHERED && p.transposed; }
+
+  template <bool SWAPPED> __device__ void prepare(const Target &to, int row, uint32_t staging) const {
+    if (Added<SWAPPED, PLACES>::takes(to)) Added<SWAPPED, PLACES>{to, staging}.prepare(row);
+  }
+
+  // Whether the tile was added to old values, a whole one: out of shared memory in part, or transposed in whole lines.
+  template <bool SWAPPED>
+  __device__ bool accumulate(const Target &to, int row, const float (&sums)[COLUMNS / 2], uint32_t staging) const {
+    if constexpr (PLACES > 1) {
+      if (Added<SWAPPED, PLACES>::takes(to)) {
+        Added<SWAPPED, PLACES>{to, staging}.finish(row, sums);
+        return true;
+      }
+    }
+    if constexpr (SWAPPED) {
+      if (Added<SWAPPED, 0>::takes(to)) {
+        Added<SWAPPED, 0>{to, staging}.finish(row, sums);
+        return true;
+      }
+    }
+    return false;
+  }
+
+  __device__ Target target(const Tile &tile) const {
     const Grouped &all = p.wgrad.out;
     const int size = all.dtype == MOE_DTYPE_FP32 ? 4 : 2;
-    const bool swapped = p.transposed;
-    const int64_t first = swapped ? tile.column : tile.row, second = swapped ? tile.row : tile.column;
+    const int64_t first = swapped() ? tile.column : tile.row, second = swapped() ? tile.row : tile.column;
     Target to;
     to.data = out(tile.group) + (first * all.pitch + second) * size;
     to.pitch = all.pitch;
-    to.rows = swapped ? columns() - tile.column : tile.rows;
-    to.columns = swapped ? tile.rows : columns() - tile.column;
+    to.rows = swapped() ? columns() - tile.column : tile.rows;
+    to.columns = swapped() ? tile.rows : columns() - tile.column;
     to.alpha = p.wgrad.alpha;
     to.beta = p.wgrad.beta;
     to.narrow = size == 2;
     to.add = adds(p.wgrad.mode);
     to.packed = reinterpret_cast<uint64_t>(to.data) % 16 == 0 && all.pitch * size % 16 == 0;
     to.bias = nullptr;
-    if (!swapped) return store<T>(to, row, sums, staging);
-    part(to, row, staging);
-    if (to.narrow && !to.add) return store_transposed_narrow<T>(to, row, sums, staging);
-    part(to, row, staging);
-    store_transposed<T>(to, row, sums, staging);
+    return to;
   }
 
-private:
   __device__ int rows() const { return static_cast<int>(p.wgrad.rows); }
   __device__ int columns() const { return static_cast<int>(p.wgrad.columns); }
   __device__ int tile_rows() const { return blocks(rows(), TILE_ROWS); }
@@ -82,8 +133,8 @@ private:
 
 }  // namespace hopper
 
-#define HOPPER_WGRAD_KERNEL(NAME, T, WIDTH, TURNS, GATHERED)                                                         \
+#define HOPPER_WGRAD_KERNEL(NAME, T, WIDTH, TURNS, GATHERED, AHEAD)                                                  \
   extern "C" __global__ void __launch_bounds__(hopper::GEMM_THREADS, 1)                                              \
       hopper_wgrad_##NAME(const __grid_constant__ HopperWgradParams p) {                                             \
-    MOE_HOPPER_ONLY(hopper::run(hopper::Wgrad<T, WIDTH, TURNS, GATHERED>{p}));                                       \
+    MOE_HOPPER_ONLY(hopper::run(hopper::Wgrad<T, WIDTH, TURNS, GATHERED, AHEAD>{p}));                                       \
   }

@@ -22,7 +22,7 @@ SOURCES = [
     "dispatch_sort", "expert_mlp", "grouped_gemm_bias", "hopper_gate_dweight", "hopper_gate_dx", "hopper_gate_fwd",
     "hopper_glu_bf16", "hopper_glu_bwd_bf16",
     "hopper_glu_gathered_bf16", "hopper_glu_pairs_bf16", "hopper_glu_single_bf16", "hopper_linear_bf16",
-    "hopper_linear_gathered_bf16", "hopper_maps", "hopper_wgrad_bf16", "router_join", "router_logits_fwd",
+    "hopper_linear_gathered_bf16", "hopper_maps", "hopper_wgrad_ahead_bf16", "hopper_wgrad_bf16", "router_join", "router_logits_fwd",
     "router_quick_bwd", "router_quick_bwd_wide", "router_quick_fwd", "router_quick_fwd_wide", "router_split",
     "sinkhorn", "sinkhorn_step",
 ]

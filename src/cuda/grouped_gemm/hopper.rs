@@ -73,6 +73,10 @@ const TILE_ROWS: i64 = 128;
 /// Warps that have an epilogue, and bytes in which each of them lays 16 rows out.
 const WARPS: i64 = 8;
 pub(crate) const STAGING: i64 = 2048;
+/// Of STAGING bytes, where old values of gradients are copied ahead (kernels/hopper_wgrad.cuh: PLACES).
+const PLACES: i64 = 3;
+/// Rows a group up to which that is faster, of rows as they lie and of rows that an index names.
+const FETCH_DEPTH: [i64; 2] = [1024, 768];
 /// Bytes of all else that does not depend on the problem.
 const BARRIERS: i64 = 16 * MAX_STAGES as i64 + 32;
 /// Bytes of a group in the schedule; while that is built, twice as many more are lent from the stages.
@@ -224,8 +228,11 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
         p
     };
     let depth = p.groups.rows_max / p.groups.count;
-    let shape = best_shape(p.columns, depth, 1.0, gathered || transposed, |_| true);
+    let indexed = gathered || transposed;
+    let shape = best_shape(p.columns, depth, 1.0, indexed, |_| true);
     let Shape { columns, .. } = SHAPES[shape];
+    let adds = p.out.dtype == Dtype::Fp32 && (p.mode.add || !p.mode.device.is_null());
+    let ahead = adds && fetches(launcher, p.groups.count, columns, depth, indexed);
     let mut params = HopperWgradParams {
         a_boxes: BoxSource::ABSENT,
         b_boxes: row_boxes(&p.right, p.groups.rows_max, p.columns, 32, true).source(launcher)?,
@@ -233,16 +240,21 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
         stages: 0,
         transposed,
     };
-    if !(gathered || transposed) {
+    if !indexed {
         params.a_boxes = row_boxes(&p.left, p.groups.rows_max, p.rows, 64, false).source(launcher)?;
     }
     const KERNELS: [[[&str; 3]; 2]; 2] = [
         [widths!("hopper_wgrad_bf16"), widths!("hopper_wgrad_gathered_bf16")],
         [widths!("hopper_wgrad_fp16"), widths!("hopper_wgrad_gathered_fp16")],
     ];
-    let kernel = KERNELS[usize::from(p.left.dtype == Dtype::Fp16)][usize::from(gathered || transposed)][shape];
+    const AHEAD: [[&str; 2]; 2] = [
+        ["hopper_wgrad_ahead_bf16_192", "hopper_wgrad_ahead_gathered_bf16_192"],
+        ["hopper_wgrad_ahead_fp16_192", "hopper_wgrad_ahead_gathered_fp16_192"],
+    ];
+    let (dtype, form) = (usize::from(p.left.dtype == Dtype::Fp16), usize::from(indexed));
+    let (kernel, places) = if ahead { (AHEAD[dtype][form], PLACES) } else { (KERNELS[dtype][form][shape], 1) };
     let tiles = p.groups.count * ceil(p.rows, TILE_ROWS) * ceil(p.columns, columns);
-    launch(launcher, kernel, p.groups.count, columns, tiles, STAGING, |stages| {
+    launch(launcher, kernel, p.groups.count, columns, tiles, places * STAGING, |stages| {
         params.stages = stages;
         params
     })
@@ -263,9 +275,8 @@ pub fn launch<P: Copy>(
     staging: i64,
     params: impl FnOnce(i32) -> P,
 ) -> Result<()> {
-    let fixed = 1024 + WARPS * staging + BARRIERS + groups * WORK;
-    let stage = (TILE_ROWS + columns) * 128;
-    let stages = ((i64::from(launcher.device.shared_memory) - fixed) / stage).min(MAX_STAGES.into());
+    let (fixed, stage) = (fixed_bytes(groups, staging), stage_bytes(columns));
+    let stages = stages_of(launcher, groups, columns, staging);
     let shared = (fixed + stages * stage) as u32;
     let grid = (ceil(tiles, CLUSTER) * CLUSTER).min(i64::from(launcher.device.multiprocessors) / CLUSTER * CLUSTER);
     let launch = Launch {
@@ -277,6 +288,29 @@ pub fn launch<P: Copy>(
         ..Default::default()
     };
     launcher.launch(&launch, &params(stages as i32))
+}
+
+/// Bytes of shared memory beside the stages, and of a stage.
+fn fixed_bytes(groups: i64, staging: i64) -> i64 {
+    WARPS * staging + BARRIERS + groups * WORK
+}
+
+fn stage_bytes(columns: i64) -> i64 {
+    (TILE_ROWS + columns) * 128
+}
+
+/// Stages that there is room for beside the warps' `staging`.
+fn stages_of(launcher: &Launcher, groups: i64, columns: i64, staging: i64) -> i64 {
+    let room = i64::from(launcher.device.shared_memory) - fixed_bytes(groups, staging);
+    (room / stage_bytes(columns)).min(MAX_STAGES.into())
+}
+
+/// Whether old values are copied ahead (kernels/hopper_accumulate.cuh): where groups have few rows additions set the pace,
+/// not products, and there has to be room.
+fn fetches(launcher: &Launcher, groups: i64, columns: i64, depth: i64, gathered: bool) -> bool {
+    columns == 192
+        && depth <= FETCH_DEPTH[usize::from(gathered)]
+        && stages_of(launcher, groups, columns, PLACES * STAGING) >= 4
 }
 
 fn ceil(length: i64, size: i64) -> i64 {
