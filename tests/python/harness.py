@@ -106,6 +106,11 @@ class Guards:
             assert not changed.any(), f"{name}: written outside, at element {np.flatnonzero(changed)[0]} of its buffer"
 
 
+def _scale(size):
+    """What an error is relative to: to 1 where FP32 has no normal number as small as the size, 0 among them."""
+    return size if size >= np.finfo(np.float32).tiny else 1.0
+
+
 def relative_error(out, reference):
     """||out - reference|| / ||reference||, infinite where anything is not finite in one and not the same in the other."""
     out, reference = host(out), host(reference)
@@ -115,7 +120,7 @@ def relative_error(out, reference):
         return np.inf
     out, reference = out[finite], reference[finite]
     norm = np.linalg.norm(reference.ravel())
-    return float(np.linalg.norm((out - reference).ravel()) / (norm or 1.0))
+    return float(np.linalg.norm((out - reference).ravel()) / _scale(norm))
 
 
 def assert_close(out, reference, dtype, what="", factor=1.0):
@@ -127,7 +132,7 @@ def assert_close(out, reference, dtype, what="", factor=1.0):
     finite = np.isfinite(reference)
     if finite.any():
         off, largest = np.abs(out - reference)[finite].max(), np.abs(reference[finite]).max()
-        assert off <= 8 * tolerance * (largest or 1.0), f"{what}: an element is off by {off:.3g} of {largest:.3g}"
+        assert off <= 8 * tolerance * _scale(largest), f"{what}: an element is off by {off:.3g} of {largest:.3g}"
 
 
 def rounded(x, dtype):
