@@ -40,7 +40,7 @@ def run_all(commands, environment):
 
 
 def test_expert_mlps(environment, request):
-    kinds = ("large", 20), ("few", 6)
+    kinds = ("large", 10), ("few", 6)
     run_all([(HERE / "emulated.py", kind, request.config.seed, cases) for kind, cases in kinds], environment)
 
 
@@ -52,7 +52,7 @@ def run_tests(file, which, environment, request):
 def test_routers(environment, request):
     """The common cases: on one multiprocessor, whose warps have several tokens after each other, and on four, whose sums are joined."""
     for number, multiprocessors in enumerate(("1", "4")):
-        command = (HERE / "emulated.py", "router", request.config.seed + number, 100)
+        command = (HERE / "emulated.py", "router", request.config.seed + number, 50)
         run_all([command], environment | {"MOCK_MULTIPROCESSORS": multiprocessors})
 
 
