@@ -253,3 +253,11 @@ def test_routings(rng, routing):
     assert ids.shape == (64, 3)
     here = [row[(row >= 0) & (row < 16)] for row in ids]
     assert all(len(set(row)) == len(row) for row in here)
+
+
+@pytest.mark.cpu
+def test_what_fp32_cannot_hold_is_not_asked_of_it():
+    harness.assert_close(np.zeros(1), np.array([5e-273]), "fp32")
+    for out, reference, dtype in ((0.0, 1e-100, "fp64"), (1e-3, 5e-273, "fp32"), (0.0, 1e-30, "fp32"), (np.nan, 0.0, "fp32"), (0.0, np.inf, "bf16")):
+        with pytest.raises(AssertionError):
+            harness.assert_close(np.array([out]), np.array([reference]), dtype)
