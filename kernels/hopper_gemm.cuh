@@ -22,7 +22,7 @@
 //                                                epilogue of a warp's first rows reads, and to load a number that a
 //                                                lane gives `finish` of all rows of the warp
 //   ROLLED                                       its epilogue is so long that the code for a tile's halves is to be one
-//   STAGING, int places() const                  bytes of shared memory of a warp's own, at `staging`, and how many times
+//   STAGING, PLACES                              bytes of shared memory of a warp's own, at `staging`, and how many times
 //                                                there are as many, 8 * STAGING apart
 //   void finish(const Tile &, int row, float (&sums)[COLUMNS / 2], uint32_t staging, [float prepared]) const
 //                                                the epilogue of 16 rows of a warp, from the tile's row `row` on, laid
@@ -39,6 +39,15 @@
 #endif
 
 namespace hopper {
+
+// The first products begin the sums, if there are any.
+template <int N> __device__ inline void begin(float (&sums)[N], int depth) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "=f"(sums[i]));
+  if (depth > 0) return;
+#pragma unroll
+  for (int i = 0; i < N; ++i) sums[i] = 0.0f;
+}
 
 // Both blocks of the cluster may fill the slot again, as far as this warp is concerned.
 template <class Problem> __device__ inline void release(const Shared<Problem> &shared, uint32_t slot) {
@@ -67,6 +76,7 @@ __device__ inline void multiply(float (&sums)[ALL][Problem::COLUMNS / 2], const 
   using B = Operand<Problem::B_ACROSS>;
   const int steps = tile.steps();
   uint32_t previous = 0;
+#pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     barrier_wait(shared.full(ring.slot), ring.parity);
     const uint32_t stage = shared.stage(ring.slot);
@@ -83,7 +93,7 @@ __device__ inline void multiply(float (&sums)[ALL][Problem::COLUMNS / 2], const 
 #pragma unroll
         for (int half = 0; half < HALVES; ++half) {
           wgmma<Problem::A_ACROSS, Problem::B_ACROSS>(sums[half], a + k * A::STEP + half * A::ROWS_64, b + k * B::STEP,
-                                                      typename Problem::Element());
+                                                      typename Problem::Element(), k > 0 || step > 0);
         }
       }
       wgmma_commit();
@@ -107,14 +117,16 @@ __device__ inline void consume(const Problem &problem, const Shared<Problem> &sh
   Ring ring;
   // Team 0 begins.
   uint32_t turn = team == 0;
-  Tiles<Problem> tiles(problem, shared);
-  for (int number = 0; tiles.next_of_warp(); ++number) {
-    const Tile tile = tiles.tile();
-    if (PINGPONG && number % 2 != team) {
-      ring.skip(tile.steps(), shared.stages);
+  for (Tiles<Problem> tiles(shared); tiles.wait(); ++tiles.number) {
+    if (PINGPONG && tiles.number % 2 != team) {
+      tiles.skip(ring);
+      tiles.see_by_warp();
       continue;
     }
-    float sums[HALVES][Problem::COLUMNS / 2] = {};
+    const Tile tile = tiles.tile();
+    float sums[HALVES][Problem::COLUMNS / 2];
+#pragma unroll
+    for (int half = 0; half < HALVES; ++half) begin(sums[half], tile.depth);
     const int halves = min(max(tile.halves() - first, 0), HALVES);
     float prepared = 0.0f;
     if constexpr (Problem::PREPARES) {
@@ -132,7 +144,9 @@ __device__ inline void consume(const Problem &problem, const Shared<Problem> &sh
     } else {
       multiply<0>(sums, tile, shared, ring, first, team);
     }
-    const Tile again = tiles.tile_again();
+    // Looked at again, so that its parts need not be kept in registers meanwhile.
+    const Tile again = tiles.tile();
+    tiles.see_by_warp();
     const int warp = threadIdx.x / 32 - 4;
     const auto finish = [&](int row, float (&sums)[Problem::COLUMNS / 2]) {
       if constexpr (Problem::PREPARES) {
@@ -167,7 +181,7 @@ template <class Problem> __device__ inline void run(const Problem &problem) {
   // more would wait for ever.
   constexpr int PRODUCER = 40, TEAMS = 232;
   static_assert(PRODUCER + 2 * TEAMS <= 3 * 168);
-  const Shared<Problem> shared = {problem.p.stages, problem.places()};
+  const Shared<Problem> shared = {problem.p.stages};
   const int warp_group = __shfl_sync(0xffffffff, threadIdx.x / TEAM, 0);
 
   if (threadIdx.x == 0) {
@@ -177,6 +191,10 @@ template <class Problem> __device__ inline void run(const Problem &problem) {
       barrier_init(shared.empty(slot), CLUSTER * WARPS);
     }
     for (int team = 0; team < 2; ++team) barrier_init(shared.turn(team), TEAM / 32);
+    for (int number = 0; number < HANDED; ++number) {
+      barrier_init(shared.found(number), 1);
+      barrier_init(shared.seen(number), 2 * TEAM / 32 + (GATHERS ? GATHERING_WARPS : 1));
+    }
     barrier_init_fence();
   }
   const int64_t groups = problem.groups().count;
@@ -191,7 +209,12 @@ template <class Problem> __device__ inline void run(const Problem &problem) {
   if (warp_group == 0) {
     give_registers<PRODUCER>();
     if constexpr (!GATHERS) {
-      if (threadIdx.x == 0) produce(problem, shared);
+      const int warp = uniform_warp();
+      if (warp == 0) {
+        if (elect_one()) produce(problem, shared);
+      } else if (warp == 1) {
+        for (Finder<Problem> finder(problem, shared, 0, 1); finder.more;) finder.hand_next();
+      }
     } else if constexpr (Problem::A_ACROSS) {
       gather_across(problem, shared);
     } else {

@@ -24,10 +24,12 @@ struct Glu : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
   static constexpr int ACTS = OUT / 2;
   // The loop takes registers that the widest has not.
   static constexpr bool ROLLED = WIDTH == 128;
-  // What a bias takes does not fit the registers beside so many sums: the host knows.
-  static constexpr bool BIASED = WIDTH != 192;
-  // Elements whose activation is computed together, as registers allow.
-  static constexpr int AT_ONCE = WIDTH == 192 ? 4 : 8;
+  // Few registers are left beside so many sums.
+  static constexpr bool CROWDED = TURNS && WIDTH > 128;
+  // A bias does not fit: the host knows.
+  static constexpr bool BIASED = !CROWDED;
+  // Elements whose activation is computed together.
+  static constexpr int AT_ONCE = CROWDED ? 4 : 8;
 
   const HopperGluParams &p;
 

@@ -70,9 +70,12 @@ template <class T, bool ACROSS, bool GATHERED, bool PAIRS> struct GluBwd : Rows<
     }
     if (p.dots != nullptr) {
 #pragma unroll
+      for (int distance = 1; distance <= 2; ++distance) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) dots[i] += __shfl_xor_sync(WARP, dots[i], distance);
+      }
+#pragma unroll
       for (int i = 0; i < 2; ++i) {
-        dots[i] += __shfl_xor_sync(WARP, dots[i], 1);
-        dots[i] += __shfl_xor_sync(WARP, dots[i], 2);
         const int r = row + lane / 4 + 8 * i;
         if (lane % 4 == 0 && r < tile.rows) {
           p.dots[int64_t(tile.begin + tile.row + r) * p.dots_of_row + tile.column / COLUMNS] = dots[i];
@@ -82,39 +85,53 @@ template <class T, bool ACROSS, bool GATHERED, bool PAIRS> struct GluBwd : Rows<
   }
 
 private:
+  // 16 columns of 16 rows of h: a lane's elements of gate and up as they are read.
+  using Block = uint32_t[8];
+
+  // A block is read before the one in front of it is laid out, which it cannot pass afterwards, and overlaps with it.
   template <bool SWIGLU>
   __device__ void finish_strips(const Tile &tile, int row, const float *sums, uint32_t staging, const float (&weights)[2],
                                 float (&dots)[2]) const {
-    const int lane = threadIdx.x % 32, columns = p.formula.ffn - tile.column;
-    const bool gated = SWIGLU || p.formula.gated;
+    const bool gated = SWIGLU || p.formula.gated, acts_wanted = p.weighted_act.data != nullptr;
+    const uint32_t matrices = matrices_of(staging), first = PAIRS ? pairs_of(staging) : matrices, line_place = lines_of(staging);
+    const int columns = p.formula.ffn - tile.column, rows = tile.rows - row - line();
+    T *const dh = place(p.dh, tile, row, h_column(tile, 0, 0));
+    T *const weighted_act = place(p.weighted_act, tile, row, tile.column);
+    const int64_t up_from_gate = h_column(tile, 0, 1) - h_column(tile, 0, 0);
 #pragma unroll
     for (int strip = 0; strip < STRIPS; ++strip) {
-      const uint32_t h = staging + strip * (2 * HALF_BYTES);
+      const int left = columns - strip * STRIP;
       // Of this strip and the one behind it, the first has come.
       cp_async_wait<STRIPS - 1>();
       __syncwarp();
+      Block h[STRIP / 16];
       uint32_t acts[STRIP / 16][4];
+      read<SWIGLU>(first, strip, 0, h[0]);
 #pragma unroll
-      for (int block = 0; block < STRIP / 8; block += 2) {
-        const int left = columns - strip * STRIP - block * 8;
-        differentiate<SWIGLU>(h, block, sums + 4 * (strip * STRIP / 8 + block), left, weights, dots, acts[block / 2]);
+      for (int block = 0; block < STRIP / 16; ++block) {
+        if (block + 1 < STRIP / 16) read<SWIGLU>(first, strip, block + 1, h[block + 1]);
+        differentiate<SWIGLU>(h[block], sums + 8 * (strip * STRIP / 16 + block), left - 16 * block, weights, dots, acts[block]);
+        write<SWIGLU>(first, strip, block, h[block]);
       }
       __syncwarp();
+      uint4 gates[4], ups[4];
+      load_lines(gates, line_place + 2 * strip * HALF_BYTES);
+      if (gated) load_lines(ups, line_place + (2 * strip + 1) * HALF_BYTES);
+      __syncwarp();
+      if (acts_wanted) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (half == 1 && !gated) continue;
-        store(p.dh, tile, row, h_column(tile, strip, half), h_columns(half), h + half * HALF_BYTES);
-      }
-      if (p.weighted_act.data != nullptr) {
-        __syncwarp();
-#pragma unroll
-        for (int block = 0; block < STRIP / 8; block += 2) {
-          stmatrix(staged<LANES>(h, lane % 16, lane / 16) ^ block << 4, acts[block / 2]);
+        for (int block = 0; block < STRIP / 16; ++block) {
+          stmatrix((matrices ^ block << 5) + 2 * strip * HALF_BYTES, acts[block]);
         }
         __syncwarp();
-        store(p.weighted_act, tile, row, tile.column + strip * STRIP, p.formula.ffn, h);
       }
-      __syncwarp();
+      store_lines(dh + strip * H_STRIP, p.dh.pitch, exists(left, 0) ? rows : 0, gates);
+      if (gated) store_lines(dh + up_from_gate + strip * H_STRIP, p.dh.pitch, exists(left, 1) ? rows : 0, ups);
+      if (acts_wanted) {
+        load_lines(gates, line_place + 2 * strip * HALF_BYTES);
+        store_lines(weighted_act + strip * STRIP, p.weighted_act.pitch, chunk() * 8 < left ? rows : 0, gates);
+        __syncwarp();
+      }
       // The same strip of the warp's other rows.
       fetch(tile, row + 64, strip, staging);
     }
@@ -124,14 +141,17 @@ private:
   __device__ static int line() { return threadIdx.x % 32 / LANES; }
   __device__ static int chunk() { return threadIdx.x % LANES; }
 
-  // Where 64 columns of h begin, and where the columns end that they belong to.
+  // From the columns of h that belong to a strip to those of the next.
+  static constexpr int H_STRIP = PAIRS ? 2 * STRIP : STRIP;
+
+  // Where 64 columns of h begin.
   __device__ int h_column(const Tile &tile, int strip, int half) const {
     if (PAIRS) return 2 * (tile.column + strip * STRIP) + half * STRIP;
     return (half == 0 ? p.gate_at : p.up_at) + tile.column + strip * STRIP;
   }
-  __device__ int h_columns(int half) const {
-    if (PAIRS) return 2 * p.formula.ffn;
-    return (half == 0 ? p.gate_at : p.up_at) + p.formula.ffn;
+  // Whether there is the lane's part of them, where `left` columns of act are left.
+  __device__ static bool exists(int left, int half) {
+    return PAIRS ? half * STRIP + chunk() * 8 < 2 * left : chunk() * 8 < left;
   }
 
   // The lane's first 16 bytes of rows `row` and on, in the 64 columns from `column` on.
@@ -143,30 +163,34 @@ private:
   __device__ void fetch(const Tile &tile, int row, int strip, uint32_t staging) const {
     // A tile's last rows are followed by those of another tile, or by none.
     if (row < min(tile.rows, TILE_ROWS)) {
+      const uint32_t to = lines_of(staging) + 2 * strip * HALF_BYTES;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (half == 1 && !p.formula.gated) continue;
-        const int column = h_column(tile, strip, half);
-        const bool exists = column + chunk() * 8 < h_columns(half);
-        const uint32_t to = staging + (2 * strip + half) * HALF_BYTES;
-        const T *const from = place(p.h, tile, row, column);
+        const int rows = exists(p.formula.ffn - tile.column - strip * STRIP, half) ? tile.rows - row - line() : 0;
+        const T *const from = place(p.h, tile, row, h_column(tile, strip, half));
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const uint32_t valid = exists && row + line() + 4 * i < tile.rows ? 16 : 0;
-          cp_async_16(staged<LANES>(to, line() + 4 * i, chunk()), from + 4 * i * p.h.pitch, valid);
+          cp_async_16(fourth(to + half * HALF_BYTES, i), from + 4 * i * p.h.pitch, 4 * i < rows ? 16 : 0);
         }
       }
     }
     cp_async_commit();
   }
 
-  // 16 columns of 16 rows, of which `left` columns exist, from block `block` of 8 on: h becomes its gradient.
+  // 16 columns of 16 rows, of which `left` columns exist: h becomes its gradient.
   template <bool SWIGLU>
-  __device__ void differentiate(uint32_t h, int block, const float *dact, int left, const float (&weights)[2],
-                                float (&dots)[2], uint32_t (&acts)[4]) const {
+  __device__ void differentiate(Block &h, const float *dact, int left, const float (&weights)[2], float (&dots)[2],
+                                uint32_t (&acts)[4]) const {
     constexpr int N = 8;
-    Floats<N> gate, up = {}, act;
-    read<SWIGLU>(h, block, gate, up);
+    Floats<N> gate, up, act;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      // By turns, a word is gate and up of an element.
+      const float2 a = unpack_pair<T>(h[PAIRS ? 2 * i : i]), b = unpack_pair<T>(h[PAIRS ? 2 * i + 1 : N / 2 + i]);
+      gate[2 * i] = a.x, gate[2 * i + 1] = PAIRS ? b.x : a.y;
+      up[2 * i] = PAIRS ? a.y : b.x, up[2 * i + 1] = b.y;
+    }
     if constexpr (SWIGLU) {
       swiglu_gradient<N>(gate, up, act);
     } else {
@@ -182,72 +206,71 @@ private:
       act[e] *= weight;
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) acts[i] = pack_pair<T>(act[2 * i], act[2 * i + 1]);
-    write<SWIGLU>(h, block, gate, up);
+    for (int i = 0; i < N / 2; ++i) {
+      acts[i] = pack_pair<T>(act[2 * i], act[2 * i + 1]);
+      h[PAIRS ? 2 * i : i] = PAIRS ? pack_pair<T>(gate[2 * i], up[2 * i]) : pack_pair<T>(gate[2 * i], gate[2 * i + 1]);
+      h[PAIRS ? 2 * i + 1 : N / 2 + i] =
+          PAIRS ? pack_pair<T>(gate[2 * i + 1], up[2 * i + 1]) : pack_pair<T>(up[2 * i], up[2 * i + 1]);
+    }
   }
 
-  // Four matrices of 8 x 8 at that block: elements 2i, 2i + 1 are of matrix i, as ldmatrix deals them out.
-  __device__ static uint32_t matrices(uint32_t strip, int block) {
+  // Where a lane's first 16 bytes lie, in fourths of 16 lines; block 0 of four matrices of 8 x 8, elements 2i, 2i + 1 of
+  // matrix i, as ldmatrix deals them out; by turns, the first of those same two columns, gate and up of each.
+  __device__ static uint32_t lines_of(uint32_t staging) { return staged<LANES>(staging, line(), chunk()); }
+  __device__ static uint32_t matrices_of(uint32_t staging) {
     const int lane = threadIdx.x % 32;
-    return staged<LANES>(strip, lane % 16, lane / 16) ^ block << 4;
+    return staged<LANES>(staging, lane % 16, lane / 16);
+  }
+  __device__ static uint32_t pairs_of(uint32_t staging) {
+    const int lane = threadIdx.x % 32, t = lane % 4;
+    return staged<LANES>(staging, lane / 4, t / 2) + t % 2 * 8;
   }
 
-  // By turns: the same two columns of matrix i, gate and up of each.
-  __device__ static uint32_t pairs(uint32_t strip, int block, int i) {
-    const int lane = threadIdx.x % 32, t = lane % 4, of_strip = block + i / 2;
-    const uint32_t half = strip + of_strip / 4 * HALF_BYTES;
-    return staged<LANES>(half, lane / 4 + i % 2 * 8, of_strip % 4 * 2 + t / 2) + t % 2 * 8;
+  // Every other fourth has the swizzle's upper half.
+  __device__ static uint32_t fourth(uint32_t lines, int i) { return (i % 2 == 0 ? lines : lines ^ 64) + i * 512; }
+
+  // Matrix i of 16 columns, by turns.
+  __device__ static uint32_t pairs(uint32_t first, int strip, int block, int i) {
+    const int eight = 2 * block + i / 2;
+    return (first ^ eight % 4 << 5) + (2 * strip + eight / 4) * HALF_BYTES + i % 2 * 1024;
   }
 
-  template <bool GATED> __device__ void read(uint32_t h, int block, Floats<8> &gate, Floats<8> &up) const {
+  template <bool GATED> __device__ void read(uint32_t first, int strip, int block, Block &h) const {
     if constexpr (PAIRS) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint2 bits = load_shared_8(pairs(h, block, i));
-        const float2 first = unpack_pair<T>(bits.x), second = unpack_pair<T>(bits.y);
-        gate[2 * i] = first.x, up[2 * i] = first.y;
-        gate[2 * i + 1] = second.x, up[2 * i + 1] = second.y;
+        const uint2 bits = load_shared_8(pairs(first, strip, block, i));
+        h[2 * i] = bits.x, h[2 * i + 1] = bits.y;
       }
     } else {
-      uint32_t bits[4];
-      ldmatrix(bits, matrices(h, block));
-      unpack<T>(gate, uint4{bits[0], bits[1], bits[2], bits[3]});
-      if (!GATED && !p.formula.gated) return;
-      ldmatrix(bits, matrices(h + HALF_BYTES, block));
-      unpack<T>(up, uint4{bits[0], bits[1], bits[2], bits[3]});
+      const uint32_t at = (first ^ block << 5) + 2 * strip * HALF_BYTES;
+      uint32_t gate[4], up[4] = {};
+      ldmatrix(gate, at);
+      if (GATED || p.formula.gated) ldmatrix(up, at + HALF_BYTES);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) h[i] = gate[i], h[4 + i] = up[i];
     }
   }
 
-  template <bool GATED> __device__ void write(uint32_t h, int block, const Floats<8> &gate, const Floats<8> &up) const {
+  template <bool GATED> __device__ void write(uint32_t first, int strip, int block, const Block &h) const {
     if constexpr (PAIRS) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint2 bits = {pack_pair<T>(gate[2 * i], up[2 * i]), pack_pair<T>(gate[2 * i + 1], up[2 * i + 1])};
-        store_shared_8(pairs(h, block, i), bits);
-      }
+      for (int i = 0; i < 4; ++i) store_shared_8(pairs(first, strip, block, i), uint2{h[2 * i], h[2 * i + 1]});
     } else {
-      uint32_t bits[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) bits[i] = pack_pair<T>(gate[2 * i], gate[2 * i + 1]);
-      stmatrix(matrices(h, block), bits);
-      if (!GATED && !p.formula.gated) return;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) bits[i] = pack_pair<T>(up[2 * i], up[2 * i + 1]);
-      stmatrix(matrices(h + HALF_BYTES, block), bits);
+      const uint32_t at = (first ^ block << 5) + 2 * strip * HALF_BYTES;
+      stmatrix(at, {h[0], h[1], h[2], h[3]});
+      if (GATED || p.formula.gated) stmatrix(at + HALF_BYTES, {h[4], h[5], h[6], h[7]});
     }
   }
 
-  // 16 rows of 64 columns that lie at `from`, into those from `column` on, of which there are some up to `columns`.
-  __device__ void store(const Matrix &to, const Tile &tile, int row, int column, int columns, uint32_t from) const {
-    const bool exists = column + chunk() * 8 < columns;
-    T *const out = place(to, tile, row, column);
-    uint4 bits[4];
+  // 16 rows of 64 columns, of which the lane has those of `rows` rows, every fourth, from its first on.
+  __device__ static void load_lines(uint4 (&bits)[4], uint32_t lines) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) bits[i] = load_shared_16(staged<LANES>(from, line() + 4 * i, chunk()));
+    for (int i = 0; i < 4; ++i) bits[i] = load_shared_16(fourth(lines, i));
+  }
+  __device__ static void store_lines(T *to, int64_t pitch, int rows, const uint4 (&bits)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (exists && row + line() + 4 * i < tile.rows) *reinterpret_cast<uint4 *>(out + 4 * i * to.pitch) = bits[i];
-    }
+    for (int i = 0; i < 4; ++i) store_global_16(to + 4 * i * pitch, bits[i], 4 * i < rows);
   }
 };
 

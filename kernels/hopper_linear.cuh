@@ -8,7 +8,7 @@ namespace hopper {
 template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Linear : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
   static constexpr int COLUMNS = WIDTH;
   // What the epilogue of other outputs takes does not fit the registers beside so many sums: the host knows.
-  static constexpr bool NARROW = WIDTH == 192;
+  static constexpr bool NARROW = TURNS && WIDTH > 128;
 
   const HopperLinearParams &p;
 

@@ -9,7 +9,9 @@ namespace hopper {
 
 template <class Problem>
 __device__ inline void copy_a(const Box &at, int depth, int halves, uint32_t to, uint32_t full) {
-  for (int half = 0; half < halves; ++half) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (half >= halves) break;
     const int outer = at.outer + 64 * half;
     if constexpr (Problem::A_ACROSS) {
       copy_box(to + half * BLOCK, at.map(), full, outer, at.depth + depth);
@@ -34,7 +36,7 @@ template <class Problem>
 __device__ inline void copy_b_half(const Problem &problem, const Tile &tile, int depth, int half, bool shared, uint32_t to,
                                    uint32_t full) {
   if constexpr (Problem::B_ACROSS) {
-#pragma unroll
+#pragma unroll 1
     for (int block = 0; block < Problem::COLUMNS / 64; ++block) {
       const Box box = problem.b(tile, 64 * block);
       const int y = box.depth + depth + half * (DEPTH / 2);
@@ -67,11 +69,12 @@ __device__ inline void copy_stage(const Problem &problem, const Shared<Problem> 
 template <class Problem>
 __device__ inline void produce(const Problem &problem, const Shared<Problem> &shared) {
   Ring ring;
-  Tiles<Problem> tiles(problem, shared);
-  while (tiles.next()) {
+  for (Tiles<Problem> tiles(shared); tiles.wait(); ++tiles.number) {
     const Tile tile = tiles.tile();
+    tiles.see();
     const int steps = tile.steps();
     problem.acquire(tile);
+#pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
       copy_stage(problem, shared, tile, step, ring.slot);
@@ -94,13 +97,8 @@ struct Entry {
 
 template <int N> using Number = std::integral_constant<int, N>;
 
-// The thread issues what TMA copies of every fourth stage, from this one on; 4: of none.
-__device__ inline int own_turn() {
-  int turn = threadIdx.x % 32 == 0 ? threadIdx.x / 32 : 4;
-  // To find out again at each step would take longer than to keep it.
-  asm volatile("" : "+r"(turn));
-  return turn;
-}
+// Warps that copy such rows.
+constexpr int GATHERING_WARPS = TEAM / 32;
 
 struct Gathering {
   const Gather &gather;
@@ -150,19 +148,23 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
   // Lane j looks up line j % 8 of the warp's of pass j / 8.
   const int row = lane / 8 * EVERY + warp_line + lane % 8;
   const auto look_up = [&](const Tile &tile) { return gathering.look_up(tile.begin + tile.row + row, row < tile.rows); };
-  const int turn = own_turn();
+  const int warp = uniform_warp();
+  Finder<Problem> finder(problem, shared, warp, GATHERING_WARPS);
+  finder.hand_next();
   Ring ring;
-  Tiles<Problem> tiles(problem, shared);
-  bool more = tiles.next_of_warp();
+  Tiles<Problem> tiles(shared);
+  bool more = tiles.wait();
   Entry ahead = {};
   if (more) ahead = look_up(tiles.tile());
-  while (more) {
+  for (; more; ++tiles.number) {
     const Tile tile = tiles.tile();
-    if (turn < 4) problem.acquire(tile);
+    tiles.see_by_warp();
+    if (elect_one()) problem.acquire(tile);
     const uint32_t mine = gathering.checked(ahead, tile.begin + tile.row + row);
+    if (tiles.number % GATHERING_WARPS == warp) finder.hand_next();
     // What the next tile needs comes while this one is copied: copies that are under way delay what is loaded behind them.
-    more = tiles.next_of_warp();
-    if (more) ahead = look_up(tiles.tile());
+    more = tiles.wait(1);
+    if (more) ahead = look_up(tiles.tile(1));
     // What the lines' next copies read, and which of them exist.
     uint64_t from[4];
     uint32_t exist = 0;
@@ -173,9 +175,10 @@ __device__ inline void gather_along(const Problem &problem, const Shared<Problem
       from[i] = reinterpret_cast<uint64_t>(gathering.source.data) + 16 * (uint64_t(begin != ABSENT ? begin : 0) + chunk);
     }
     const int steps = tile.steps();
+#pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
-      if (step % 4 == turn) copy_stage(problem, shared, tile, step, ring.slot);
+      if (step % GATHERING_WARPS == warp && elect_one()) copy_stage(problem, shared, tile, step, ring.slot);
       const uint32_t to = shared.stage(ring.slot) + place, to_other = to ^ HALF;
       const int left = tile.depth - step * DEPTH - chunk * 8;
       const uint32_t copied = left > 0 ? exist : 0, other = left > HALF / 2 ? exist : 0;
@@ -211,25 +214,29 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
     const int row = step * DEPTH + looked_up;
     return gathering.look_up(begin + row, row < depth);
   };
-  const int turn = own_turn();
+  const int warp = uniform_warp();
+  Finder<Problem> finder(problem, shared, warp, GATHERING_WARPS);
+  finder.hand_next();
   Ring ring;
-  Tiles<Problem> tiles(problem, shared);
-  bool more = tiles.next_of_warp();
+  Tiles<Problem> tiles(shared);
+  bool more = tiles.wait();
   Entry even = {}, odd = {};
   if (more) {
     const Tile tile = tiles.tile();
     even = look_up(tile.begin, tile.depth, 0), odd = look_up(tile.begin, tile.depth, 2);
   }
-  while (more) {
+  for (; more; ++tiles.number) {
     const Tile tile = tiles.tile();
-    more = tiles.next_of_warp();
+    tiles.see_by_warp();
+    if (tiles.number % GATHERING_WARPS == warp) finder.hand_next();
+    more = tiles.wait(1);
     int next_begin = 0, next_depth = 0;
     if (more) {
-      const Tile next = tiles.tile();
+      const Tile next = tiles.tile(1);
       next_begin = next.begin, next_depth = next.depth;
     }
     const int steps = tile.steps(), whole = blocks(steps, 4) * 4;
-    if (turn < 4) problem.acquire(tile);
+    if (elect_one()) problem.acquire(tile);
     uint64_t data = reinterpret_cast<uint64_t>(gathering.source.data + 2 * (tile.row + chunk * 8));
     // In registers: the compiler would add its parts anew for each line.
     asm volatile("" : "+l"(data));
@@ -242,7 +249,9 @@ __device__ inline void gather_across(const Problem &problem, const Shared<Proble
 #pragma unroll 1
       for (int step = 0; step < 2 && first + step < steps; ++step) {
         barrier_wait(shared.empty(ring.slot), ring.parity ^ 1);
-        if ((first + step) % 4 == turn) copy_stage(problem, shared, tile, first + step, ring.slot);
+        if ((first + step) % GATHERING_WARPS == warp && elect_one()) {
+          copy_stage(problem, shared, tile, first + step, ring.slot);
+        }
         const uint32_t to = shared.stage(ring.slot) + place;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {

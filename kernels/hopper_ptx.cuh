@@ -127,6 +127,22 @@ __device__ inline void named_barrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+// True for one lane of a warp that comes here as a whole, and always the same; the compiler knows that it is one.
+__device__ inline bool elect_one() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred one;\n"
+      "elect.sync _|one, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, one;\n"
+      "}"
+      : "=r"(elected));
+  return elected != 0;
+}
+
+// The warp's number in its block, known to be the same for all its lanes.
+__device__ inline int uniform_warp() { return __shfl_sync(0xffffffff, threadIdx.x / 32, 0); }
+
 template <int REGISTERS> __device__ inline void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
@@ -181,6 +197,17 @@ __device__ inline void store_shared_4(uint32_t to, float value) {
 }
 
 // ---- Global memory.
+
+// 16 bytes, if so. A store of four words in C++ may become four stores.
+__device__ inline void store_global_16(void *to, uint4 value, bool valid = true) {
+  asm volatile(
+      "{\n"
+      ".reg .pred valid;\n"
+      "setp.ne.u32 valid, %5, 0;\n"
+      "@valid st.global.v4.u32 [%0], {%1, %2, %3, %4};\n"
+      "}" ::"l"(to), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(uint32_t(valid))
+      : "memory");
+}
 
 // Adds to what is there in the L2 cache, without waiting for it; each sum is rounded once.
 __device__ inline void add_global(float *to, float value) {

@@ -19,8 +19,7 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Row
   static constexpr bool PREPARES = false;
   static constexpr bool ROLLED = false;
   static constexpr int STAGING = 2048;
-
-  __device__ static constexpr int places() { return 1; }
+  static constexpr int PLACES = 1;
 
 protected:
   // Units of a group where a tile makes `width` of `outputs` columns.

@@ -119,24 +119,17 @@ __device__ inline void build_schedule(const ScheduleRoom &room, const Groups &gr
   __syncthreads();
 }
 
-// Walks a cluster through its units.
+// Walks a cluster through its units, or through some of them.
 struct Cursor {
-  int round = 0;
   // The entry of the present unit, and the units before that entry.
   int entry = 0;
   int before = 0;
 
-  // The next unit: its number in the group that `list[entry]` names; false behind the last.
-  __device__ bool next(const Work *list, int count, bool alternates, int &unit) {
-    const int number = next_number(alternates);
-    while (entry < count && list[entry].units <= number) before = list[entry++].units;
-    unit = number - before;
-    return entry < count;
-  }
-
-  // The same, by all lanes of a warp together: of so many groups at once.
-  __device__ bool next_of_warp(const Work *list, int count, bool alternates, int &unit) {
-    const int number = next_number(alternates), lane = threadIdx.x % 32;
+  // The cluster's unit of that round, behind those found before, by all lanes of a warp together: its number in the group
+  // that `list[entry]` names; false behind the last. Looks at so many groups at once.
+  __device__ bool find(const Work *list, int count, bool alternates, int round, int &unit) {
+    const int clusters = gridDim.x / CLUSTER, mine = blockIdx.x / CLUSTER, lane = threadIdx.x % 32;
+    const int number = round * clusters + (alternates && round % 2 == 1 ? clusters - 1 - mine : mine);
     while (entry < count) {
       const int upto = entry + lane < count ? list[entry + lane].units : INT_MAX;
       const unsigned behind = __ballot_sync(WARP, upto > number);
@@ -148,14 +141,6 @@ struct Cursor {
     }
     unit = number - before;
     return entry < count;
-  }
-
-private:
-  __device__ int next_number(bool alternates) {
-    const int clusters = gridDim.x / CLUSTER, mine = blockIdx.x / CLUSTER;
-    const int number = round * clusters + (alternates && round % 2 == 1 ? clusters - 1 - mine : mine);
-    ++round;
-    return number;
   }
 };
 

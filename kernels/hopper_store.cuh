@@ -46,8 +46,13 @@ template <> __device__ inline uint32_t pack_pair<__half>(float x, float y) {
   return bits;
 }
 
-template <class T> __device__ inline float2 unpack_pair(uint32_t bits) {
-  struct alignas(4) { T x, y; } pair;
+template <class T> __device__ inline float2 unpack_pair(uint32_t bits);
+// An instruction each.
+template <> __device__ inline float2 unpack_pair<__nv_bfloat16>(uint32_t bits) {
+  return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000)};
+}
+template <> __device__ inline float2 unpack_pair<__half>(uint32_t bits) {
+  struct alignas(4) { __half x, y; } pair;
   memcpy(&pair, &bits, sizeof bits);
   return {to_float(pair.x), to_float(pair.y)};
 }
@@ -63,7 +68,7 @@ template <class T> __device__ inline void unpack(float (&values)[8], uint4 bits)
 // `valid` of eight neighbours of a row.
 template <class T> __device__ inline void put_8(T *out, uint4 bits, int valid, bool packed) {
   if (packed && valid == 8) {
-    *reinterpret_cast<uint4 *>(out) = bits;
+    store_global_16(out, bits);
   } else {
     float values[8];
     unpack<T>(values, bits);
@@ -77,33 +82,60 @@ template <int CHUNKS> __device__ inline uint32_t staged(uint32_t staging, int li
   return staging + line * (CHUNKS * 16) + ((chunk ^ swizzle) << 4);
 }
 
-// Rows `row` and on of the tile, N / 4 blocks of eight columns, by way of `staging`: strips of 64 or 32 columns.
+// Rows `row` and on of the tile, N / 4 blocks of eight columns, by way of `staging`: strips of 64 or 32 columns, the last
+// one of what is left.
 //
 // A warp has a scheduler almost for itself here, with nothing to hide latencies behind: the usual case, 16 whole rows,
-// has no branches and few instructions.
+// has no branches and few instructions, and a strip is written while the next one is laid out.
 template <class T, int N> __device__ inline void store_narrow(const Target &to, int row, const float *sums, uint32_t staging) {
-  constexpr int BLOCKS = N % 32 == 0 ? 8 : 4, PASSES = BLOCKS / 2;
+  constexpr int BLOCKS = N % 32 == 0 || N > 64 ? 8 : 4, PASSES = BLOCKS / 2, STRIPS = (N / 4 + BLOCKS - 1) / BLOCKS;
+  // Strips that are laid out before one is written, as registers allow.
+  constexpr int BEHIND = BLOCKS == 8 ? 1 : 0;
   const int lane = threadIdx.x % 32, line = lane / BLOCKS, chunk = lane % BLOCKS;
   const uint32_t mine = staged<BLOCKS>(staging, lane % 16, lane / 16);
   const bool plain = to.bias == nullptr && to.alpha == 1.0f;
   const bool whole = to.packed && to.rows - row >= 16 && to.columns >= 2 * N;
   T *const out = reinterpret_cast<T *>(to.data) + (row + line) * to.pitch + chunk * 8;
+  const auto blocks_of = [](int strip) { return min(N / 4 - strip * BLOCKS, BLOCKS); };
+  uint4 bits[STRIPS][PASSES];
+  const auto put = [&](int strip) {
+    // Addresses of lines are not to be kept: registers are scarce.
+    T *at = out;
+    asm volatile("" : "+l"(at));
+    const bool exists = chunk < blocks_of(strip);
+    if (whole) {
 #pragma unroll
-  for (int strip = 0; strip < N / (4 * BLOCKS); ++strip) {
+      for (int i = 0; i < PASSES; ++i) {
+        store_global_16(at + 32 / BLOCKS * i * to.pitch + strip * (8 * BLOCKS), bits[strip][i], exists);
+      }
+    } else {
+      const int column = strip * (8 * BLOCKS) + chunk * 8, valid = exists ? min(to.columns - column, 8) : 0;
+#pragma unroll
+      for (int i = 0; i < PASSES; ++i) {
+        if (row + line + 32 / BLOCKS * i >= to.rows || valid <= 0) continue;
+        put_8(at + 32 / BLOCKS * i * to.pitch + strip * (8 * BLOCKS), bits[strip][i], valid, to.packed);
+      }
+    }
+  };
+#pragma unroll
+  for (int strip = 0; strip < STRIPS; ++strip) {
+    // Two blocks, of which the second may be missing.
     if (plain) {
 #pragma unroll
-      for (int block = 0; block < BLOCKS; block += 2) {
+      for (int block = 0; block < blocks_of(strip); block += 2) {
         const float *const at = sums + 4 * (strip * BLOCKS + block);
-        const uint32_t pairs[4] = {pack_pair<T>(at[0], at[1]), pack_pair<T>(at[2], at[3]), pack_pair<T>(at[4], at[5]),
-                                   pack_pair<T>(at[6], at[7])};
+        const bool both = block + 1 < blocks_of(strip);
+        const uint32_t pairs[4] = {pack_pair<T>(at[0], at[1]), pack_pair<T>(at[2], at[3]),
+                                   both ? pack_pair<T>(at[4], at[5]) : 0, both ? pack_pair<T>(at[6], at[7]) : 0};
         stmatrix(mine ^ block << 4, pairs);
       }
     } else {
 #pragma unroll
-      for (int block = 0; block < BLOCKS; block += 2) {
-        uint32_t pairs[4];
+      for (int block = 0; block < blocks_of(strip); block += 2) {
+        uint32_t pairs[4] = {};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
+          if (block + i >= blocks_of(strip)) break;
           const int place = strip * BLOCKS + block + i;
           const float *const at = sums + 4 * place;
           const float2 bias = bias_pair(to, place * 8 + lane % 4 * 2);
@@ -114,25 +146,14 @@ template <class T, int N> __device__ inline void store_narrow(const Target &to, 
       }
     }
     __syncwarp();
-    uint4 bits[PASSES];
 #pragma unroll
-    for (int i = 0; i < PASSES; ++i) bits[i] = load_shared_16(staged<BLOCKS>(staging, line + 32 / BLOCKS * i, chunk));
-    if (whole) {
-#pragma unroll
-      for (int i = 0; i < PASSES; ++i) {
-        *reinterpret_cast<uint4 *>(out + 32 / BLOCKS * i * to.pitch + strip * (8 * BLOCKS)) = bits[i];
-      }
-    } else {
-      const int column = strip * (8 * BLOCKS) + chunk * 8, valid = min(to.columns - column, 8);
-#pragma unroll
-      for (int i = 0; i < PASSES; ++i) {
-        if (row + line + 32 / BLOCKS * i >= to.rows || valid <= 0) continue;
-        T *const at = out + 32 / BLOCKS * i * to.pitch + strip * (8 * BLOCKS);
-        put_8(at, bits[i], valid, to.packed);
-      }
+    for (int i = 0; i < PASSES; ++i) {
+      bits[strip][i] = load_shared_16(staged<BLOCKS>(staging, line + 32 / BLOCKS * i, chunk));
     }
     __syncwarp();
+    if (strip >= BEHIND) put(strip - BEHIND);
   }
+  if (BEHIND > 0) put(STRIPS - 1);
 }
 
 // `valid` of four neighbours of a row, written or added to what is there.

@@ -14,6 +14,8 @@ constexpr int TEAM = 128;
 constexpr int GEMM_THREADS = 3 * TEAM;
 constexpr int STAGE_A = TILE_ROWS * LINE;
 constexpr int MAX_STAGES = 8;
+// Tiles that are found ahead.
+constexpr int HANDED = 8;
 
 struct Tile {
   int group;
@@ -64,41 +66,23 @@ template <class Problem> struct Shared {
   static constexpr int STAGE = STAGE_A + Problem::COLUMNS * LINE;
 
   int stages;
-  // Of STAGING bytes that a warp has, one behind the other's of all warps.
-  int places;
 
   __device__ uint32_t stage(uint32_t slot) const { return shared_address(memory) + slot * STAGE; }
   __device__ uint32_t staging(int warp) const { return stage(stages) + warp * Problem::STAGING; }
-  __device__ uint32_t full(uint32_t slot) const { return staging(8 * places) + 16 * slot; }
+  __device__ uint32_t full(uint32_t slot) const { return staging(8 * Problem::PLACES) + 16 * slot; }
   __device__ uint32_t empty(uint32_t slot) const { return full(slot) + 8; }
   // The team may issue its products.
   __device__ uint32_t turn(int team) const { return full(MAX_STAGES) + 8 * team; }
+  // A tile has been handed on; all have seen it.
+  __device__ uint32_t found(uint32_t number) const { return turn(2) + number % HANDED * 16; }
+  __device__ uint32_t seen(uint32_t number) const { return found(number) + 8; }
+  // Where a tile is handed on.
+  __device__ uint32_t handed(uint32_t number) const { return turn(2) + HANDED * 16 + number % HANDED * 32; }
   __device__ int &count() const {
-    return *reinterpret_cast<int *>(memory + stages * STAGE + 8 * places * Problem::STAGING + 16 * MAX_STAGES + 16);
+    constexpr int BARRIERS = 16 * MAX_STAGES + 16 + HANDED * (16 + 32);
+    return *reinterpret_cast<int *>(memory + stages * STAGE + 8 * Problem::PLACES * Problem::STAGING + BARRIERS);
   }
   __device__ Work *list() const { return reinterpret_cast<Work *>(&count() + 4); }
-};
-
-// The tiles of a block, one after the other.
-template <class Problem> struct Tiles {
-  const Problem &problem;
-  const Shared<Problem> &shared;
-  Cursor cursor;
-  int unit;
-
-  __device__ Tiles(const Problem &problem, const Shared<Problem> &shared) : problem(problem), shared(shared) {}
-
-  __device__ bool next() { return cursor.next(shared.list(), shared.count(), Problem::LARGEST_FIRST, unit); }
-  // All lanes of a warp together.
-  __device__ bool next_of_warp() {
-    return cursor.next_of_warp(shared.list(), shared.count(), Problem::LARGEST_FIRST, unit);
-  }
-  __device__ Tile tile() const { return problem.tile(shared.list()[cursor.entry], unit, cluster_rank()); }
-  // The same again, so that its parts need not be kept in registers meanwhile.
-  __device__ Tile tile_again() {
-    asm volatile("" : "+r"(unit));
-    return tile();
-  }
 };
 
 // A slot of the ring, and the parity of its present round.
@@ -109,10 +93,76 @@ struct Ring {
   __device__ void advance(int stages) {
     if (++slot == stages) slot = 0, parity ^= 1;
   }
-  __device__ void skip(int steps, int stages) {
-    const uint32_t to = slot + steps;
-    parity ^= to / stages & 1;
-    slot = to % stages;
+  // By so many slots, fewer than there are, after whole rounds.
+  __device__ void skip(uint32_t slots, uint32_t rounds, uint32_t stages) {
+    slot += slots;
+    parity ^= rounds & 1;
+    if (slot >= stages) slot -= stages, parity ^= 1;
+  }
+};
+
+// The tiles of a block as they are handed to a warp, or to a thread.
+template <class Problem> struct Tiles {
+  const Shared<Problem> &shared;
+  uint32_t number = 0;
+
+  __device__ explicit Tiles(const Shared<Problem> &shared) : shared(shared) {}
+
+  // Waits for the tile so far ahead; false: there is none.
+  __device__ bool wait(int ahead = 0) const {
+    const uint32_t at = number + ahead;
+    barrier_wait(shared.found(at), at / HANDED & 1);
+    return static_cast<int>(load_shared_16(shared.handed(at)).x) >= 0;
+  }
+  __device__ Tile tile(int ahead = 0) const {
+    const uint32_t at = shared.handed(number + ahead);
+    const uint4 first = load_shared_16(at), second = load_shared_16(at + 16);
+    const auto as_int = [](uint32_t word) { return static_cast<int>(word); };
+    return {as_int(first.x),  as_int(first.y),  as_int(first.z), as_int(first.w),
+            as_int(second.x), as_int(second.y), second.z != 0};
+  }
+  // Turns the ring past the tile.
+  __device__ void skip(Ring &ring) const {
+    const uint32_t turn = load_shared_16(shared.handed(number) + 16).w;
+    ring.skip(turn & 0xffff, turn >> 16, shared.stages);
+  }
+  // The tile is not looked at any more, by this thread or by none of the warp.
+  __device__ void see() const { barrier_arrive(shared.seen(number)); }
+  __device__ void see_by_warp() const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) see();
+  }
+};
+
+// A warp that finds tiles of a block and hands them on: from one on, each so many-th.
+template <class Problem> struct Finder {
+  const Problem &problem;
+  const Shared<Problem> &shared;
+  uint32_t number;
+  uint32_t every;
+  bool more = true;
+  Cursor cursor;
+
+  __device__ Finder(const Problem &problem, const Shared<Problem> &shared, uint32_t first, uint32_t every)
+      : problem(problem), shared(shared), number(first), every(every) {}
+
+  // All lanes: the next of them, or the word that there is none.
+  __device__ void hand_next() {
+    if (!more) return;
+    int unit;
+    more = cursor.find(shared.list(), shared.count(), Problem::LARGEST_FIRST, number, unit);
+    Tile tile = {-1};
+    if (more) tile = problem.tile(shared.list()[cursor.entry], unit, cluster_rank());
+    const uint32_t steps = tile.steps(), stages = shared.stages, rounds = steps / stages;
+    barrier_wait(shared.seen(number), (number / HANDED & 1) ^ 1);
+    if (threadIdx.x % 32 == 0) {
+      const auto word = [](int value) { return static_cast<uint32_t>(value); };
+      const uint32_t at = shared.handed(number);
+      store_shared_16(at, {word(tile.group), word(tile.begin), word(tile.row), word(tile.column)});
+      store_shared_16(at + 16, {word(tile.rows), word(tile.depth), tile.shared, steps - rounds * stages | (rounds & 1) << 16});
+      barrier_arrive(shared.found(number));
+    }
+    number += every;
   }
 };
 

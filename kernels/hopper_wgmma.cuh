@@ -53,50 +53,62 @@ template <int N> __device__ inline void wgmma_settle(float (&d)[N]) {
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define MOE_REGISTERS_64_96 \
+#define MOE_REGISTERS_64_88 \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+  "%80, %81, %82, %83, %84, %85, %86, %87"
+#define MOE_REGISTERS_64_96 MOE_REGISTERS_64_88 ", %88, %89, %90, %91, %92, %93, %94, %95"
 #define MOE_REGISTERS_96_128 \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// A, B: descriptors' operand numbers. Operands that lie across are the transposed ones.
-#define MOE_WGMMA(N, KIND, REGISTERS, A, B, A_ACROSS, B_ACROSS, ...)                                                   \
-  asm volatile("{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"                                                          \
+// A, B: descriptors' operand numbers. Operands that lie across are the transposed ones. Without `add` sums begin anew.
+#define MOE_WGMMA(N, KIND, REGISTERS, A, B, A_ACROSS, B_ACROSS, ADD, ...)                                              \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.u32 add, %" #ADD ", 0;\n"                                                  \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." KIND "." KIND " {" REGISTERS "}, %" #A ", %" #B       \
                ", add, 1, 1, %" #A_ACROSS ", %" #B_ACROSS ";\n}"                                                       \
                : __VA_ARGS__                                                                                           \
-               : "l"(a), "l"(b), "n"(int(A_IS_ACROSS)), "n"(int(B_IS_ACROSS)))
+               : "l"(a), "l"(b), "n"(int(A_IS_ACROSS)), "n"(int(B_IS_ACROSS)), "r"(uint32_t(add)))
 
 template <bool A_IS_ACROSS, bool B_IS_ACROSS>
-__device__ inline void wgmma(float (&d)[64], uint64_t a, uint64_t b, __nv_bfloat16) {
-  MOE_WGMMA(128, "bf16", MOE_REGISTERS_0_64, 64, 65, 66, 67, MOE_D32(0), MOE_D32(32));
+__device__ inline void wgmma(float (&d)[64], uint64_t a, uint64_t b, __nv_bfloat16, bool add = true) {
+  MOE_WGMMA(128, "bf16", MOE_REGISTERS_0_64, 64, 65, 66, 67, 68, MOE_D32(0), MOE_D32(32));
 }
 template <bool A_IS_ACROSS, bool B_IS_ACROSS>
-__device__ inline void wgmma(float (&d)[96], uint64_t a, uint64_t b, __nv_bfloat16) {
-  MOE_WGMMA(192, "bf16", MOE_REGISTERS_0_64 ", " MOE_REGISTERS_64_96, 96, 97, 98, 99, MOE_D32(0), MOE_D32(32), MOE_D32(64));
+__device__ inline void wgmma(float (&d)[88], uint64_t a, uint64_t b, __nv_bfloat16, bool add = true) {
+  MOE_WGMMA(176, "bf16", MOE_REGISTERS_0_64 ", " MOE_REGISTERS_64_88, 88, 89, 90, 91, 92, MOE_D32(0), MOE_D32(32), MOE_D8(64),
+            MOE_D8(72), MOE_D8(80));
 }
 template <bool A_IS_ACROSS, bool B_IS_ACROSS>
-__device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, __nv_bfloat16) {
-  MOE_WGMMA(256, "bf16", MOE_REGISTERS_0_64 ", " MOE_REGISTERS_64_96 ", " MOE_REGISTERS_96_128, 128, 129, 130, 131,
+__device__ inline void wgmma(float (&d)[96], uint64_t a, uint64_t b, __nv_bfloat16, bool add = true) {
+  MOE_WGMMA(192, "bf16", MOE_REGISTERS_0_64 ", " MOE_REGISTERS_64_96, 96, 97, 98, 99, 100, MOE_D32(0), MOE_D32(32), MOE_D32(64));
+}
+template <bool A_IS_ACROSS, bool B_IS_ACROSS>
+__device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, __nv_bfloat16, bool add = true) {
+  MOE_WGMMA(256, "bf16", MOE_REGISTERS_0_64 ", " MOE_REGISTERS_64_96 ", " MOE_REGISTERS_96_128, 128, 129, 130, 131, 132,
             MOE_D32(0), MOE_D32(32), MOE_D32(64), MOE_D32(96));
 }
 template <bool A_IS_ACROSS, bool B_IS_ACROSS>
-__device__ inline void wgmma(float (&d)[64], uint64_t a, uint64_t b, __half) {
-  MOE_WGMMA(128, "f16", MOE_REGISTERS_0_64, 64, 65, 66, 67, MOE_D32(0), MOE_D32(32));
+__device__ inline void wgmma(float (&d)[64], uint64_t a, uint64_t b, __half, bool add = true) {
+  MOE_WGMMA(128, "f16", MOE_REGISTERS_0_64, 64, 65, 66, 67, 68, MOE_D32(0), MOE_D32(32));
 }
 template <bool A_IS_ACROSS, bool B_IS_ACROSS>
-__device__ inline void wgmma(float (&d)[96], uint64_t a, uint64_t b, __half) {
-  MOE_WGMMA(192, "f16", MOE_REGISTERS_0_64 ", " MOE_REGISTERS_64_96, 96, 97, 98, 99, MOE_D32(0), MOE_D32(32), MOE_D32(64));
+__device__ inline void wgmma(float (&d)[88], uint64_t a, uint64_t b, __half, bool add = true) {
+  MOE_WGMMA(176, "f16", MOE_REGISTERS_0_64 ", " MOE_REGISTERS_64_88, 88, 89, 90, 91, 92, MOE_D32(0), MOE_D32(32), MOE_D8(64),
+            MOE_D8(72), MOE_D8(80));
 }
 template <bool A_IS_ACROSS, bool B_IS_ACROSS>
-__device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, __half) {
-  MOE_WGMMA(256, "f16", MOE_REGISTERS_0_64 ", " MOE_REGISTERS_64_96 ", " MOE_REGISTERS_96_128, 128, 129, 130, 131,
+__device__ inline void wgmma(float (&d)[96], uint64_t a, uint64_t b, __half, bool add = true) {
+  MOE_WGMMA(192, "f16", MOE_REGISTERS_0_64 ", " MOE_REGISTERS_64_96, 96, 97, 98, 99, 100, MOE_D32(0), MOE_D32(32), MOE_D32(64));
+}
+template <bool A_IS_ACROSS, bool B_IS_ACROSS>
+__device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, __half, bool add = true) {
+  MOE_WGMMA(256, "f16", MOE_REGISTERS_0_64 ", " MOE_REGISTERS_64_96 ", " MOE_REGISTERS_96_128, 128, 129, 130, 131, 132,
             MOE_D32(0), MOE_D32(32), MOE_D32(64), MOE_D32(96));
 }
 
 #undef MOE_WGMMA
 #undef MOE_REGISTERS_0_64
+#undef MOE_REGISTERS_64_88
 #undef MOE_REGISTERS_64_96
 #undef MOE_REGISTERS_96_128
 #undef MOE_D32

@@ -48,8 +48,6 @@ template <class T, int WIDTH, bool TURNS, bool GATHERED, bool AHEAD> struct Wgra
   __device__ Box a(const Tile &tile) const { return {&p.a_boxes, tile.row, tile.begin, 0}; }
   __device__ Box b(const Tile &tile, int column) const { return {&p.b_boxes, tile.column + column, tile.begin, 0}; }
 
-  __device__ static constexpr int places() { return PLACES; }
-
   __device__ float prepare(const Tile &tile, int row, uint32_t staging) const {
     const Target to = target(tile);
     if (swapped()) {

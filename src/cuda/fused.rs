@@ -152,9 +152,9 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate, room: *mut Tenso
     let activation = &p.shape.activation;
     let out_in = p.shape.w1_layout == WeightLayout::OutIn;
     let (split, form) = (p.fc1.up.is_some(), form(activation).unwrap_or(Form::Halves));
-    // A block of 64 columns across is of one half alone; the widest by turns has no room for a bias (BIASED).
+    // A block of 64 columns across is of one half alone; the widest by turns have no room for a bias (BIASED).
     let shape = best_shape(activation.hidden(), p.shape.hidden, 2.0, p.input.gather.is_some(), |shape| {
-        shape.columns != 192 || form == Form::Halves && out_in && p.fc1.bias.is_none()
+        !shape.crowded() || form == Form::Halves && out_in && p.fc1.bias.is_none()
     });
     let columns = SHAPES[shape].columns;
     let outputs = w1_outputs(p);
@@ -187,7 +187,7 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate, room: *mut Tenso
         act: p.act,
         report: launcher.report,
     };
-    const KERNELS: [[[[[&str; 3]; 2]; 2]; 2]; 3] = [
+    const KERNELS: [[[[[&str; 4]; 2]; 2]; 2]; 3] = [
         kernels!("hopper_glu_", widths),
         kernels!("hopper_glu_pairs_", widths),
         kernels!("hopper_glu_single_", widths),

@@ -15,7 +15,12 @@ use crate::tensor::{Grouped, Matrix};
 /// The kernels of a stem, in the order of SHAPES.
 macro_rules! widths {
     ($($part:literal),+) => {
-        [concat!($($part,)+ "_128"), concat!($($part,)+ "_192"), concat!($($part,)+ "_256")]
+        [
+            concat!($($part,)+ "_128"),
+            concat!($($part,)+ "_176"),
+            concat!($($part,)+ "_192"),
+            concat!($($part,)+ "_256"),
+        ]
     };
 }
 
@@ -68,6 +73,7 @@ pub struct HopperWgradParams {
 /// As kernels/hopper_gemm.cuh says.
 const MAX_STAGES: i32 = 8;
 const THREADS: u32 = 384;
+const HANDED: i64 = 8;
 const CLUSTER: i64 = 2;
 const TILE_ROWS: i64 = 128;
 /// Warps that have an epilogue, and bytes in which each of them lays 16 rows out.
@@ -77,8 +83,8 @@ pub(crate) const STAGING: i64 = 2048;
 const PLACES: i64 = 3;
 /// Rows a group up to which that is faster, of rows as they lie and of rows that an index names.
 const FETCH_DEPTH: [i64; 2] = [1024, 768];
-/// Bytes of all else that does not depend on the problem.
-const BARRIERS: i64 = 16 * MAX_STAGES as i64 + 32;
+/// Bytes of all else that does not depend on the problem: barriers, and tiles that are found ahead.
+const BARRIERS: i64 = 16 * MAX_STAGES as i64 + 32 + HANDED * (16 + 32);
 /// Bytes of a group in the schedule; while that is built, twice as many more are lent from the stages.
 const WORK: i64 = 16;
 /// Groups whose schedule leaves every kernel stages enough.
@@ -174,16 +180,18 @@ pub fn takes_linear(device: &Device, p: &Linear, room: *mut TensorMap) -> bool {
 pub fn linear(launcher: &Launcher, p: &Linear, room: *mut TensorMap) -> Result<()> {
     // kernels/hopper_linear.cuh: NARROW.
     let narrow = p.c.dtype != Dtype::Fp32 && !p.output.mode.add && p.output.mode.device.is_null();
-    let shape = best_shape(p.n, p.k, 1.0, p.gather.is_some(), |shape| narrow || shape.columns != 192);
-    let Shape { columns, .. } = SHAPES[shape];
     let across = p.layout == WeightLayout::InOut;
+    let shape = best_shape(p.n, p.k, 1.0, p.gather.is_some(), |shape| {
+        (narrow || !shape.crowded()) && (!across || shape.of_blocks())
+    });
+    let Shape { columns, .. } = SHAPES[shape];
     let mut params = HopperLinearParams {
         a_boxes: row_source(launcher, &p.a, &p.gather, p.groups.rows_max, p.k)?,
         b_boxes: boxes_of(p, columns).source_of(launcher, &p.b, room)?,
         linear: linear_params(launcher, p),
         stages: 0,
     };
-    const KERNELS: [[[[&str; 3]; 2]; 2]; 2] = kernels!("hopper_linear_", widths);
+    const KERNELS: [[[[&str; 4]; 2]; 2]; 2] = kernels!("hopper_linear_", widths);
     let kernel = pick(&KERNELS, p.a.dtype, &p.gather, across)[shape];
     launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, p.n, columns), STAGING, |stages| {
         params.stages = stages;
@@ -229,7 +237,8 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
     };
     let depth = p.groups.rows_max / p.groups.count;
     let indexed = gathered || transposed;
-    let shape = best_shape(p.columns, depth, 1.0, indexed, |_| true);
+    // Narrow tiles lose here as they do with gathered rows.
+    let shape = best_shape(p.columns, depth, 1.0, true, Shape::of_blocks);
     let Shape { columns, .. } = SHAPES[shape];
     let adds = p.out.dtype == Dtype::Fp32 && (p.mode.add || !p.mode.device.is_null());
     let ahead = adds && fetches(launcher, p.groups.count, columns, depth, indexed);
@@ -243,7 +252,7 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
     if !indexed {
         params.a_boxes = row_boxes(&p.left, p.groups.rows_max, p.rows, 64, false).source(launcher)?;
     }
-    const KERNELS: [[[&str; 3]; 2]; 2] = [
+    const KERNELS: [[[&str; 4]; 2]; 2] = [
         [widths!("hopper_wgrad_bf16"), widths!("hopper_wgrad_gathered_bf16")],
         [widths!("hopper_wgrad_fp16"), widths!("hopper_wgrad_gathered_fp16")],
     ];

@@ -1,8 +1,5 @@
 //! Which tiles the Hopper kernels use. benches/tune measures what the table says.
 
-#[cfg(feature = "tune")]
-use std::sync::LazyLock;
-
 /// Tiles of 128 rows that the teams of a block take by turns, or (of 256 columns) together.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
@@ -14,20 +11,29 @@ pub(crate) struct Shape {
 }
 
 #[rustfmt::skip]
-pub(crate) const SHAPES: [Shape; 3] = [
-    Shape { columns: 128, rate: [0.87, 0.86], epilogue: [0.5, 3.2] },
-    Shape { columns: 192, rate: [1.00, 1.00], epilogue: [0.0, 3.1] },
-    Shape { columns: 256, rate: [1.04, 1.03], epilogue: [3.0, 4.3] },
+pub(crate) const SHAPES: [Shape; 4] = [
+    Shape { columns: 128, rate: [0.99, 0.92], epilogue: [3.7, 3.2] },
+    Shape { columns: 176, rate: [1.00, 0.98], epilogue: [3.1, 2.8] },
+    Shape { columns: 192, rate: [1.00, 1.00], epilogue: [2.8, 2.7] },
+    Shape { columns: 256, rate: [0.95, 1.03], epilogue: [4.3, 4.6] },
 ];
+
+impl Shape {
+    /// So many sums by turns leave registers for plain outputs only.
+    pub fn crowded(&self) -> bool {
+        matches!(self.columns, 176 | 192)
+    }
+
+    /// Whether an operand that lies across can be copied by blocks of 64 columns.
+    pub fn of_blocks(&self) -> bool {
+        self.columns % 64 == 0
+    }
+}
 
 /// The width of tiles that a measurement asks for.
 fn forced() -> Option<i64> {
     #[cfg(feature = "tune")]
-    {
-        static COLUMNS: LazyLock<Option<i64>> =
-            LazyLock::new(|| std::env::var("MOE_TUNE_COLUMNS").ok().and_then(|columns| columns.parse().ok()));
-        *COLUMNS
-    }
+    return std::env::var("MOE_TUNE_COLUMNS").ok().and_then(|columns| columns.parse().ok());
     #[cfg(not(feature = "tune"))]
     None
 }

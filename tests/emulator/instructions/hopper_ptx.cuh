@@ -107,6 +107,11 @@ inline void store_shared_4(uint32_t to, float value) { store_shared(to, value); 
 
 // ---- Global memory.
 
+inline void store_global_16(void *to, uint4 value, bool valid = true) {
+  if (!valid) return;
+  check_alignment(reinterpret_cast<uint64_t>(to), 16);
+  memcpy(to, &value, 16);
+}
 inline void add_global(float *to, float value) { *to += value; }
 inline void add_global_16(float *to, const float (&values)[4]) {
   check_alignment(reinterpret_cast<uint64_t>(to), 16);
