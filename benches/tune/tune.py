@@ -4,27 +4,33 @@
     LIBMOE=target/tune/release/libmoe.so PYTHONPATH=bindings/python python3 benches/tune/tune.py
 
 A forward's time is modelled as rows * columns * (steps + epilogue) / rate, columns and steps rounded up to whole tiles and to 64;
-rate and epilogue of each width are the least squares of the relative errors. Written to benches/results/tune.json.
+rate and epilogue of each width are the least squares of the relative errors. All widths take turns at a problem: cards slow down as
+they get warm. Written to benches/results/tune.json.
 """
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-WIDTHS = (128, 192, 256)
+WIDTHS = (128, 176, 192, 256)
 # Outputs, reduction; rows and experts are the same for all.
-PROBLEMS = [(n, k) for n in (1536, 2048, 3072, 4096, 7168) for k in (256, 512, 768, 1024, 2048, 4096)]
+PROBLEMS = [(n, k) for n in (512, 1024, 1536, 2048, 3072, 4096, 7168) for k in (256, 512, 768, 1024, 2048, 4096, 14336)]
 ROWS, EXPERTS = 32768, 16
 
 
 def measure():
-    """Seconds of each problem, rows as they lie and gathered, with the width that the environment asks for."""
+    """Seconds of each problem by width, rows as they lie and gathered."""
     import libmoe
     import torch
     from libmoe.bench import method
+
+    def forced(width, call):
+        def run():
+            os.environ["MOE_TUNE_COLUMNS"] = str(width)
+            call()
+
+        return run
 
     randn = lambda *size: torch.empty(size, device="cuda", dtype=torch.bfloat16).normal_()
     offsets = torch.arange(EXPERTS + 1, device="cuda") * (ROWS // EXPERTS)
@@ -35,9 +41,13 @@ def measure():
             a, b, c = randn(ROWS, k), randn(EXPERTS, n, k), randn(ROWS, n)
             desc = dict(dtype=libmoe.DTYPE_BF16, rows_max=ROWS, num_groups=EXPERTS, n=n, k=k)
             args = dict(a=a, b=b, c=c, group_offsets=offsets, a_rows=ROWS)
-            calls = {"plain": args, "gathered": dict(args, row_index=index)}
-            timings = method.time_gpu({name: [ctx.prepare("grouped_gemm_fwd", desc, x)] for name, x in calls.items()}, replays=10)
-            times.append({name: timing.median for name, timing in timings.items()})
+            calls = {
+                kind: ctx.prepare("grouped_gemm_fwd", desc, given)
+                for kind, given in {"plain": args, "gathered": dict(args, row_index=index)}.items()
+            }
+            variants = {(kind, width): [forced(width, call)] for kind, call in calls.items() for width in WIDTHS}
+            timings = method.time_gpu(variants, replays=12)
+            times.append({kind: {width: timings[kind, width].median for width in WIDTHS} for kind in calls})
     return times
 
 
@@ -55,19 +65,14 @@ def fit(width, seconds):
 
 
 def main():
-    if "--measure" in sys.argv:
-        return print(json.dumps(measure()))
-    times = {}
-    for width in WIDTHS:
-        run = subprocess.run([sys.executable, __file__, "--measure"], env={**os.environ, "MOE_TUNE_COLUMNS": str(width)},
-                             capture_output=True, text=True, check=True)
-        times[width] = json.loads(run.stdout.splitlines()[-1])
-    fitted = {name: {width: fit(width, [t[name] for t in times[width]]) for width in WIDTHS} for name in ("plain", "gathered")}
+    from libmoe.bench import method, record
+
+    times = measure()
+    fitted = {kind: {width: fit(width, [t[kind][width] for t in times]) for width in WIDTHS} for kind in ("plain", "gathered")}
     for width in WIDTHS:
         rates = ", ".join(f"{of[192][0] / of[width][0]:.2f}" for of in fitted.values())
         epilogues = ", ".join(f"{of[width][1]:.1f}" for of in fitted.values())
         print(f"    Shape {{ columns: {width}, rate: [{rates}], epilogue: [{epilogues}] }},")
-    from libmoe.bench import method, record
     details = {**method.gpu_state(), "commit": record.commit(), "problems": PROBLEMS, "seconds": times, "fitted": fitted}
     (ROOT / "benches/results/tune.json").write_text(json.dumps(details, indent=1) + "\n")
 
