@@ -114,7 +114,8 @@ private:
         write<SWIGLU>(first, strip, block, h[block]);
       }
       __syncwarp();
-      uint4 gates[4], ups[4];
+      // All in registers of their own: a load into those of a store would wait until it is gone.
+      uint4 gates[4], ups[4], weighted[4];
       load_lines(gates, line_place + 2 * strip * HALF_BYTES);
       if (gated) load_lines(ups, line_place + (2 * strip + 1) * HALF_BYTES);
       __syncwarp();
@@ -124,13 +125,13 @@ private:
           stmatrix((matrices ^ block << 5) + 2 * strip * HALF_BYTES, acts[block]);
         }
         __syncwarp();
+        load_lines(weighted, line_place + 2 * strip * HALF_BYTES);
+        __syncwarp();
       }
       store_lines(dh + strip * H_STRIP, p.dh.pitch, exists(left, 0) ? rows : 0, gates);
       if (gated) store_lines(dh + up_from_gate + strip * H_STRIP, p.dh.pitch, exists(left, 1) ? rows : 0, ups);
       if (acts_wanted) {
-        load_lines(gates, line_place + 2 * strip * HALF_BYTES);
-        store_lines(weighted_act + strip * STRIP, p.weighted_act.pitch, chunk() * 8 < left ? rows : 0, gates);
-        __syncwarp();
+        store_lines(weighted_act + strip * STRIP, p.weighted_act.pitch, chunk() * 8 < left ? rows : 0, weighted);
       }
       // The same strip of the warp's other rows.
       fetch(tile, row + 64, strip, staging);
