@@ -237,8 +237,7 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
     };
     let depth = p.groups.rows_max / p.groups.count;
     let indexed = gathered || transposed;
-    // Narrow tiles lose here as they do with gathered rows.
-    let shape = best_shape(p.columns, depth, 1.0, true, Shape::of_blocks);
+    let shape = best_shape(p.columns, depth, 1.0, indexed, Shape::of_blocks);
     let Shape { columns, .. } = SHAPES[shape];
     let adds = p.out.dtype == Dtype::Fp32 && (p.mode.add || !p.mode.device.is_null());
     let ahead = adds && fetches(launcher, p.groups.count, columns, depth, indexed);

@@ -72,6 +72,8 @@ inline void cluster_sync() { emulator::wait(emulator::AT_CLUSTER, __LINE__); }
 inline void named_barrier(int number, int threads) {
   emulator::wait_named(number, threads);
 }
+inline bool elect_one() { return threadIdx.x % 32 == 0; }
+inline int uniform_warp() { return threadIdx.x / 32; }
 template <int REGISTERS> inline void give_registers() {}
 template <int REGISTERS> inline void take_registers() {}
 

@@ -17,7 +17,9 @@ template <class T> inline float operand_element(uint64_t descriptor, bool across
   return static_cast<float>(element);
 }
 
-template <bool A_IS_ACROSS, bool B_IS_ACROSS, int N, class T> inline void wgmma(float (&d)[N], uint64_t a, uint64_t b, T) {
+template <bool A_IS_ACROSS, bool B_IS_ACROSS, int N, class T>
+inline void wgmma(float (&d)[N], uint64_t a, uint64_t b, T, bool add = true) {
+  if (!add) memset(d, 0, sizeof d);
   const int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   float left[2][16], right[16];
   for (int h = 0; h < 2; ++h)
