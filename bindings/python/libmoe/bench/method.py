@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import subprocess
 import time
@@ -52,12 +53,12 @@ def capture(calls: list[Callable], stream):
 
 
 def interleave(runs: dict[str, Callable[[], None]], replays: int) -> dict[str, Timing]:
-    """Event times of each, the runs taking turns."""
+    """Event times of each, the runs taking turns, in another order each time: what ran before leaves a card warm or cool."""
     import torch
 
     events = {name: [] for name in runs}
     for replay in range(replays + 3):
-        for name, run in runs.items():
+        for name, run in random.sample(list(runs.items()), len(runs)):
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
             run()
