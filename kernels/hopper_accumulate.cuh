@@ -24,7 +24,8 @@ template <bool SWAPPED, int COLUMNS, int FETCHED> struct Accumulation {
 
   __device__ static bool takes(const Target &to) {
     constexpr int ROWS = SWAPPED ? COLUMNS : 128, WIDTH = SWAPPED ? 128 : COLUMNS;
-    return to.add && !to.narrow && to.packed && to.rows >= ROWS && to.columns >= WIDTH && (FETCHED > 0 || to.beta == 1.0f);
+    // The cache adds to old values as they are.
+    return adds_in_place(to) && to.packed && to.rows >= ROWS && to.columns >= WIDTH;
   }
 
   // Begins to copy what the warp's rows `row` and on are added to.
@@ -86,10 +87,7 @@ private:
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int warp() { return threadIdx.x / 32 % 4; }
 
-  // Rounded as by an addition in memory where beta is 1.
-  __device__ float add(uint32_t sum, uint32_t old) const {
-    return __fmaf_rn(to.beta, __uint_as_float(old), __uint_as_float(sum));
-  }
+  __device__ static float add(uint32_t sum, uint32_t old) { return __uint_as_float(old) + __uint_as_float(sum); }
 
   __device__ static void meet() {
     if constexpr (SWAPPED) {

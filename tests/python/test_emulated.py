@@ -61,6 +61,11 @@ def test_dispatch_plan(environment, request):
     run_tests("test_dispatch.py", "not many_slots", environment, request)
 
 
+def test_accumulation(environment, request):
+    """Gradients that are added to old values, in part copied ahead."""
+    run_tests("test_grouped_gemm.py", "small_groups", environment, request)
+
+
 def test_router_logits(environment, request):
     run_tests("test_router_logits.py", "tiles", environment, request)
 

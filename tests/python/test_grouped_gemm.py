@@ -282,6 +282,27 @@ def test_backward(ctx, rng, guarded, case_number):
     assert report_fields(report)[0] == 0
 
 
+@pytest.mark.parametrize("by_index", [False, True])
+@pytest.mark.parametrize("beta", [1.0, 0.5, -2.0])
+def test_gradients_of_small_groups_add_to_scaled_old_values(ctx, rng, beta, by_index):
+    """Whole tiles of fp32, part of whose old values a GPU copies ahead while the rest is added in its cache."""
+    sizes, n, k, source_rows = [17, 0, 40, 3], 576, 384, 50
+    rows, alpha = sum(sizes), 1.5
+    dc, a = rounded(fresh(rng, (rows, n)), "bf16"), rounded(fresh(rng, (rows, k)), "bf16")
+    old = rounded(fresh(rng, (len(sizes), n, k)), "fp32")
+    args = {"dc": array(dc, "bf16"), "a": array(a, "bf16"), "group_sizes": array(sizes, "int64")}
+    if by_index:
+        source, index = rounded(fresh(rng, (source_rows, k)), "bf16"), rng.integers(0, source_rows, rows)
+        args.update(a=array(source, "bf16"), row_index=array(index, "int32"), a_rows=source_rows)
+        a = source[index]
+    args.update(db=array(old, "fp32"), db_mode="add")
+    desc = {"dtype": "bf16", "rows_max": rows, "n": n, "k": k, "num_groups": len(sizes), "alpha": alpha, "beta": beta}
+    ctx.run("grouped_gemm_bwd", desc, args)
+    ends = np.cumsum(sizes)
+    for g, (begin, end) in enumerate(zip(ends - sizes, ends)):
+        assert_close(args["db"][g], alpha * dc[begin:end].T @ a[begin:end] + beta * old[g], "fp32", f"db of group {g}", factor=2)
+
+
 def plain(rng, sizes, n, k, dtype="fp32"):
     """A small forward call, its float64 operands beside it."""
     sizes = np.asarray(sizes)
