@@ -49,9 +49,9 @@ REWRITES = [
 
 
 def headers():
-    """The folder of CUDA's own headers, or None."""
+    """The folder of CUDA's own headers, or None. Those of the compiler's wheel are needed, too, not torch's alone."""
     found = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "include"
-    return found if (found / "cuda_bf16.h").exists() else None
+    return found if (found / "cuda_bf16.h").exists() and (found / "crt" / "host_defines.h").exists() else None
 
 
 def rewrite(folder):
