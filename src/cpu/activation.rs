@@ -46,12 +46,12 @@ impl<R: Real> Formula<R> {
                 (x * cdf, cdf + x * density)
             }
             Curve::GeluTanh => {
-                let (a, b) = (real(0.7978845608028654), real(0.044715));
-                // tanh is +-1 to the last bit from here on, and x^2 would overflow.
-                let c = x.max(real(-10.0)).min(real(10.0));
-                let t = (a * c * (one + b * c * c)).tanh();
-                let slope = half * x * (one - t * t) * a * (one + real(3.0) * b * c * c);
-                (half * x * (one + t), half * (one + t) + slope)
+                let (a, b) = (real(2.0 * 0.7978845608028654), real(0.044715));
+                // From here on the exponential is 0 or infinite, and x^2 would overflow.
+                let c = x.max(real(-40.0)).min(real(40.0));
+                // 1 + tanh(u) is 2 / (1 + e^-2u), of which nothing cancels.
+                let s = one / (one + (-(a * c * (one + b * c * c))).exp());
+                (x * s, s + x * s * (one - s) * a * (one + real(3.0) * b * c * c))
             }
             Curve::Relu if x <= zero => (zero, zero),
             Curve::Relu => (x, one),

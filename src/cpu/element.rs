@@ -35,7 +35,6 @@ pub trait Real:
     fn ln(self) -> Self;
     fn ln_1p(self) -> Self;
     fn sqrt(self) -> Self;
-    fn tanh(self) -> Self;
     fn erf(self) -> Self;
     fn is_nan(self) -> bool;
     fn max(self, other: Self) -> Self;
@@ -70,9 +69,6 @@ macro_rules! real {
             }
             fn sqrt(self) -> Self {
                 $kind::sqrt(self)
-            }
-            fn tanh(self) -> Self {
-                $kind::tanh(self)
             }
             fn erf(self) -> Self {
                 $erf(self)
