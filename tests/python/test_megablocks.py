@@ -106,10 +106,14 @@ def test_autocast(activation):
     layer = dMoE(arguments(mlp_type="glu", activation_fn=activation, bias=False))
     x = torch.randn(S, B, D, device=harness.device.name)
     full = layer(x)
+    # The router's product is in bf16, as in MegaBlocks: scores that nearly tie may choose other experts.
+    best = layer.router.layer(x).topk(K + 1).values
+    clear = best[..., K - 1] - best[..., K] > 0.1
     with torch.autocast(x.device.type, dtype=torch.bfloat16):
         for given in (x, x.bfloat16()):
             y = layer(given)
-            assert y.dtype == torch.bfloat16 and (y.float() - full).norm() < 0.05 * full.norm()
+            assert y.dtype == torch.bfloat16 and (y.float() - full)[clear].norm() < 0.05 * full.norm()
+    assert clear.sum() >= S * B / 4
     y.float().square().mean().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.norm() > 0 for p in layer.experts.parameters())
 
