@@ -3,10 +3,7 @@
 // neither a fence nor a barrier is needed.
 #pragma once
 
-#include <cstdint>
-
-// Bits of the fraction; one more for a sum just above 1; the rest counts blocks.
-constexpr int GRID_SUM_FRACTION = 55;
+#include "params/sinkhorn.h"
 
 // Adds a block's part; together the parts are in [0, 2).
 __device__ inline void grid_add(uint64_t *total, float part) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "hopper_store.cuh"
+#include "hopper_tile.cuh"
 
 namespace hopper {
 
@@ -15,7 +16,7 @@ namespace hopper {
 // The code is run once a tile and fetched anew each time: few instructions count for more than anything else.
 template <bool SWAPPED, int COLUMNS, int FETCHED> struct Accumulation {
   static constexpr int STRIPS = COLUMNS / 32;
-  static constexpr int PLACE = 2048;
+  static constexpr int PLACE = HOPPER_STAGING;
   // From one place of a warp to its next.
   static constexpr int NEXT = 8 * PLACE;
 

@@ -40,7 +40,7 @@
 
 namespace hopper {
 
-// The first products begin the sums, if there are any.
+// The first products begin the sums, if there are any: until then the compiler is to take them for known, not clear them.
 template <int N> __device__ inline void begin(float (&sums)[N], int depth) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "=f"(sums[i]));
@@ -191,7 +191,7 @@ template <class Problem> __device__ inline void run(const Problem &problem) {
       barrier_init(shared.empty(slot), CLUSTER * WARPS);
     }
     for (int team = 0; team < 2; ++team) barrier_init(shared.turn(team), TEAM / 32);
-    for (int number = 0; number < HANDED; ++number) {
+    for (int number = 0; number < HOPPER_HANDED; ++number) {
       barrier_init(shared.found(number), 1);
       barrier_init(shared.seen(number), 2 * TEAM / 32 + (GATHERS ? GATHERING_WARPS : 1));
     }

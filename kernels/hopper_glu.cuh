@@ -24,12 +24,10 @@ struct Glu : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
   static constexpr int ACTS = OUT / 2;
   // The loop takes registers that the widest has not.
   static constexpr bool ROLLED = WIDTH == 128;
-  // Few registers are left beside so many sums.
-  static constexpr bool CROWDED = TURNS && WIDTH > 128;
   // A bias does not fit: the host knows.
-  static constexpr bool BIASED = !CROWDED;
+  static constexpr bool BIASED = !Glu::CROWDED;
   // Elements whose activation is computed together.
-  static constexpr int AT_ONCE = CROWDED ? 4 : 8;
+  static constexpr int AT_ONCE = Glu::CROWDED ? 4 : 8;
 
   const HopperGluParams &p;
 

@@ -7,8 +7,8 @@ namespace hopper {
 
 template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Linear : Rows<T, WIDTH, TURNS, ACROSS, GATHERED> {
   static constexpr int COLUMNS = WIDTH;
-  // What the epilogue of other outputs takes does not fit the registers beside so many sums: the host knows.
-  static constexpr bool NARROW = TURNS && WIDTH > 128;
+  // The epilogue of other outputs does not fit: the host knows.
+  static constexpr bool NARROW = Linear::CROWDED;
 
   const HopperLinearParams &p;
 

@@ -36,6 +36,7 @@ template <class Problem>
 __device__ inline void copy_b_half(const Problem &problem, const Tile &tile, int depth, int half, bool shared, uint32_t to,
                                    uint32_t full) {
   if constexpr (Problem::B_ACROSS) {
+    // The addresses of all blocks at once do not fit the producer's registers.
 #pragma unroll 1
     for (int block = 0; block < Problem::COLUMNS / 64; ++block) {
       const Box box = problem.b(tile, 64 * block);

@@ -18,7 +18,9 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Row
   static constexpr bool MASKS = false;
   static constexpr bool PREPARES = false;
   static constexpr bool ROLLED = false;
-  static constexpr int STAGING = 2048;
+  // Few registers are left beside so many sums.
+  static constexpr bool CROWDED = TURNS && WIDTH > 128;
+  static constexpr int STAGING = HOPPER_STAGING;
   static constexpr int PLACES = 1;
 
 protected:

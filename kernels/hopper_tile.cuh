@@ -13,9 +13,6 @@ constexpr int DEPTH = 64;
 constexpr int TEAM = 128;
 constexpr int GEMM_THREADS = 3 * TEAM;
 constexpr int STAGE_A = TILE_ROWS * LINE;
-constexpr int MAX_STAGES = 8;
-// Tiles that are found ahead.
-constexpr int HANDED = 8;
 
 struct Tile {
   int group;
@@ -72,14 +69,14 @@ template <class Problem> struct Shared {
   __device__ uint32_t full(uint32_t slot) const { return staging(8 * Problem::PLACES) + 16 * slot; }
   __device__ uint32_t empty(uint32_t slot) const { return full(slot) + 8; }
   // The team may issue its products.
-  __device__ uint32_t turn(int team) const { return full(MAX_STAGES) + 8 * team; }
+  __device__ uint32_t turn(int team) const { return full(HOPPER_STAGES) + 8 * team; }
   // A tile has been handed on; all have seen it.
-  __device__ uint32_t found(uint32_t number) const { return turn(2) + number % HANDED * 16; }
+  __device__ uint32_t found(uint32_t number) const { return turn(2) + number % HOPPER_HANDED * 16; }
   __device__ uint32_t seen(uint32_t number) const { return found(number) + 8; }
   // Where a tile is handed on.
-  __device__ uint32_t handed(uint32_t number) const { return turn(2) + HANDED * 16 + number % HANDED * 32; }
+  __device__ uint32_t handed(uint32_t number) const { return turn(2) + HOPPER_HANDED * 16 + number % HOPPER_HANDED * HOPPER_HANDED_BYTES; }
   __device__ int &count() const {
-    constexpr int BARRIERS = 16 * MAX_STAGES + 16 + HANDED * (16 + 32);
+    constexpr int BARRIERS = 16 * HOPPER_STAGES + 16 + HOPPER_HANDED * (16 + HOPPER_HANDED_BYTES);
     return *reinterpret_cast<int *>(memory + stages * STAGE + 8 * Problem::PLACES * Problem::STAGING + BARRIERS);
   }
   __device__ Work *list() const { return reinterpret_cast<Work *>(&count() + 4); }
@@ -111,7 +108,7 @@ template <class Problem> struct Tiles {
   // Waits for the tile so far ahead; false: there is none.
   __device__ bool wait(int ahead = 0) const {
     const uint32_t at = number + ahead;
-    barrier_wait(shared.found(at), at / HANDED & 1);
+    barrier_wait(shared.found(at), at / HOPPER_HANDED & 1);
     return static_cast<int>(load_shared_16(shared.handed(at)).x) >= 0;
   }
   __device__ Tile tile(int ahead = 0) const {
@@ -154,7 +151,7 @@ template <class Problem> struct Finder {
     Tile tile = {-1};
     if (more) tile = problem.tile(shared.list()[cursor.entry], unit, cluster_rank());
     const uint32_t steps = tile.steps(), stages = shared.stages, rounds = steps / stages;
-    barrier_wait(shared.seen(number), (number / HANDED & 1) ^ 1);
+    barrier_wait(shared.seen(number), (number / HOPPER_HANDED & 1) ^ 1);
     if (threadIdx.x % 32 == 0) {
       const auto word = [](int value) { return static_cast<uint32_t>(value); };
       const uint32_t at = shared.handed(number);

@@ -18,9 +18,9 @@ template <class T, int WIDTH, bool TURNS, bool GATHERED, bool AHEAD> struct Wgra
   static constexpr bool MASKS = true;
   static constexpr bool PREPARES = AHEAD;
   static constexpr bool ROLLED = false;
-  static constexpr int STAGING = 2048;
+  static constexpr int STAGING = HOPPER_STAGING;
   // Strips that a warp has room for.
-  static constexpr int PLACES = AHEAD ? 3 : 1;
+  static constexpr int PLACES = AHEAD ? HOPPER_PLACES : 1;
 
   const HopperWgradParams &p;
 

@@ -8,8 +8,9 @@ __device__ inline void wait_for_launch_ahead() {
 #endif
 }
 
-// Lets the launch behind begin once every block has come here. Called behind the wait alone: what is then older than
-// this launch can be read by the one behind without waiting.
+// Lets the launch behind begin once every block has come here. Called behind the wait: what is then older than this launch
+// can be read by the one behind without waiting. A kernel that calls it ahead of its wait says why: what is behind it must
+// wait for all that it reads.
 __device__ inline void let_next_launch_begin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

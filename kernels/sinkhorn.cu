@@ -22,7 +22,7 @@ namespace {
 constexpr float RANGE = 16777216.0f;
 
 // Rows that a thread's registers keep.
-template <int N> constexpr int KEPT = N == 4 ? 4 : N == 16 ? 2 : 0;
+template <int N> constexpr int KEPT = N == 4 ? SINKHORN_KEPT_4 : N == 16 ? SINKHORN_KEPT_16 : 0;
 // Columns that a thread of the leading warps has: it joins the warps' sums of them, and keeps their u.
 template <int N> constexpr int LED = N == 32 ? 4 : 1;
 

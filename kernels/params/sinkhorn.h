@@ -5,6 +5,14 @@
 
 #include "types.h"
 
+/// Bits of the fraction of a sum over the grid; one more for a sum just above 1; the rest counts blocks.
+constexpr static const int32_t GRID_SUM_FRACTION = 55;
+
+/// Rows that a thread's registers keep, of 4 columns and of 16.
+constexpr static const int32_t SINKHORN_KEPT_4 = 4;
+
+constexpr static const int32_t SINKHORN_KEPT_16 = 2;
+
 /// The logits, and the lanes that share a row of them.
 struct SinkhornRows {
   Matrix logits;

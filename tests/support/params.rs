@@ -49,10 +49,11 @@ fn header(stem: &str, sources: &[PathBuf]) -> String {
         config.after_includes = Some("\n// MOE_DTYPE_*.\nusing Dtype = int32_t;".into());
     }
     config.export.include = sources.iter().flat_map(|source| structs(source)).collect();
-    // The limits of the checks are the host's alone.
-    if ground {
-        config.export.exclude = vec!["MAX_ROWS".into(), "MAX_WIDTH".into(), "MAX_EXPERTS".into()];
-    }
+    // The limits of the checks are the host's alone; what a folder's other files declare stands in their own headers.
+    config.export.exclude = match ground {
+        true => vec!["MAX_ROWS".into(), "MAX_WIDTH".into(), "MAX_EXPERTS".into()],
+        false => siblings(&sources[0]).iter().flat_map(|sibling| constants(sibling)).collect(),
+    };
     let builder = cbindgen::Builder::new().with_config(config);
     let builder = sources.iter().fold(builder, |builder, source| builder.with_src(source));
     let mut bytes = Vec::new();
@@ -67,6 +68,23 @@ fn structs(source: &Path) -> Vec<String> {
     let declarations = blocks.filter_map(|block| block.lines().find(|line| line.contains("struct ")));
     let public = declarations.filter(|line| line.starts_with("pub"));
     public.map(|line| line.split_once("struct ").unwrap().1.split(|c| !is_name(c)).next().unwrap().to_owned()).collect()
+}
+
+/// The files beside a folder's mod.rs, which cbindgen reads with it.
+fn siblings(source: &Path) -> Vec<PathBuf> {
+    if !source.ends_with("mod.rs") {
+        return Vec::new();
+    }
+    let files =
+        std::fs::read_dir(source.parent().unwrap()).expect("the folder is readable").map(|entry| entry.unwrap().path());
+    files.filter(|path| path.is_file() && path != source).collect()
+}
+
+/// The public constants that a source declares.
+fn constants(source: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(source).expect("the source is readable");
+    let declared = text.lines().filter_map(|line| line.strip_prefix("pub const "));
+    declared.filter_map(|rest| rest.split_once(':')).map(|(name, _)| name.to_owned()).collect()
 }
 
 fn is_name(c: char) -> bool {

@@ -70,21 +70,27 @@ pub struct HopperWgradParams {
     pub transposed: bool,
 }
 
+/// The most stages of the ring of copies.
+pub const HOPPER_STAGES: i32 = 8;
+/// Tiles that are found ahead, and bytes of each.
+pub const HOPPER_HANDED: i32 = 8;
+pub const HOPPER_HANDED_BYTES: i32 = 32;
+/// Bytes in which a warp lays 16 rows out; and so many times as many where old values of gradients are copied ahead.
+pub const HOPPER_STAGING: i32 = 2048;
+pub const HOPPER_PLACES: i32 = 3;
+
 /// As kernels/hopper_gemm.cuh says.
-const MAX_STAGES: i32 = 8;
 const THREADS: u32 = 384;
-const HANDED: i64 = 8;
 const CLUSTER: i64 = 2;
 const TILE_ROWS: i64 = 128;
-/// Warps that have an epilogue, and bytes in which each of them lays 16 rows out.
+/// Warps that have an epilogue.
 const WARPS: i64 = 8;
-pub(crate) const STAGING: i64 = 2048;
-/// Of STAGING bytes, where old values of gradients are copied ahead (kernels/hopper_wgrad.cuh: PLACES).
-const PLACES: i64 = 3;
+pub(crate) const STAGING: i64 = HOPPER_STAGING as i64;
+const PLACES: i64 = HOPPER_PLACES as i64;
 /// Rows a group up to which that is faster, of rows as they lie and of rows that an index names.
 const FETCH_DEPTH: [i64; 2] = [1024, 768];
 /// Bytes of all else that does not depend on the problem: barriers, and tiles that are found ahead.
-const BARRIERS: i64 = 16 * MAX_STAGES as i64 + 32 + HANDED * (16 + 32);
+const BARRIERS: i64 = 16 * HOPPER_STAGES as i64 + 32 + HOPPER_HANDED as i64 * (16 + HOPPER_HANDED_BYTES as i64);
 /// Bytes of a group in the schedule; while that is built, twice as many more are lent from the stages.
 const WORK: i64 = 16;
 /// Groups whose schedule leaves every kernel stages enough.
@@ -310,7 +316,7 @@ fn stage_bytes(columns: i64) -> i64 {
 /// Stages that there is room for beside the warps' `staging`.
 fn stages_of(launcher: &Launcher, groups: i64, columns: i64, staging: i64) -> i64 {
     let room = i64::from(launcher.device.shared_memory) - fixed_bytes(groups, staging);
-    (room / stage_bytes(columns)).min(MAX_STAGES.into())
+    (room / stage_bytes(columns)).min(HOPPER_STAGES.into())
 }
 
 /// Whether old values are copied ahead (kernels/hopper_accumulate.cuh): where groups have few rows additions set the pace,

@@ -8,8 +8,13 @@ use crate::ops::router::sinkhorn::{Run, Start, Step, Stop};
 use crate::tensor::Matrix;
 use crate::workspace::{Layout, Part, Workspace};
 
-/// A sum over the grid counts its blocks in 8 bits (kernels/grid_sum.cuh).
-const MOST_BLOCKS: i64 = 255;
+/// Bits of the fraction of a sum over the grid; one more for a sum just above 1; the rest counts blocks.
+pub const GRID_SUM_FRACTION: i32 = 55;
+/// Rows that a thread's registers keep, of 4 columns and of 16.
+pub const SINKHORN_KEPT_4: i32 = 4;
+pub const SINKHORN_KEPT_16: i32 = 2;
+
+const MOST_BLOCKS: i64 = (1 << (63 - GRID_SUM_FRACTION)) - 1;
 /// Threads a block of the step's small kernels.
 const STEP_THREADS: i64 = 512;
 
@@ -124,9 +129,9 @@ impl Shape {
         self.threads / 32 * self.width()
     }
 
-    /// Rows that the registers of a block keep (kernels/sinkhorn.cu, KEPT).
+    /// Rows that the registers of a block keep.
     fn kept(&self) -> i64 {
-        self.rows() * [4, 2, 0][self.columns as usize / 16]
+        self.rows() * i64::from([SINKHORN_KEPT_4, SINKHORN_KEPT_16, 0][self.columns as usize / 16])
     }
 
     fn kernel(&self) -> &'static str {

@@ -1,9 +1,7 @@
 // Stands in for kernels/grid_sum.cuh.
 #pragma once
 
-#include <cstdint>
-
-constexpr int GRID_SUM_FRACTION = 55;
+#include "params/sinkhorn.h"
 
 inline void grid_add(uint64_t *total, float part) {
   *total += (2ull << GRID_SUM_FRACTION) + static_cast<uint64_t>(part * static_cast<float>(1ull << GRID_SUM_FRACTION));
