@@ -87,7 +87,7 @@ template <class T> __device__ void forward(const ActivationFwdParams &p) {
     for (int i = team.lane * N; i < ffn; i += team.size * N) {
       Floats<N> gate, up, act;
       halves.load(h, i, gate, up);
-      activate<N>(p.formula, gate, up, act);
+      activate<N, sizeof(T) == 4>(p.formula, gate, up, act);
 #pragma unroll
       for (int e = 0; e < N; ++e) act[e] *= weight;
       store_floats(y + i, act, ffn - i, packed);
@@ -122,7 +122,7 @@ template <class T> __device__ void backward(const ActivationBwdParams &p) {
       Floats<N> gate, up, act, d;
       halves.load(h, i, gate, up);
       load_floats(d, dy + i, ffn - i, packed);
-      activate_gradient<N>(p.formula, gate, up, act);
+      activate_gradient<N, sizeof(T) == 4>(p.formula, gate, up, act);
 #pragma unroll
       for (int e = 0; e < N; ++e) {
         dot += i + e < ffn ? d[e] * act[e] : 0.0f;
@@ -143,19 +143,21 @@ template <class T> __device__ void backward(const ActivationBwdParams &p) {
 
 }  // namespace
 
-// More than two blocks' registers would spill on sm_80.
+// The registers of more blocks than these would spill on sm_80.
 #if __CUDA_ARCH__ >= 900
-#define BACKWARD_BLOCKS 3
+#define FORWARD_BOUNDS ROW_THREADS
+#define BACKWARD_BOUNDS ROW_THREADS, 3
 #else
-#define BACKWARD_BLOCKS 2
+#define FORWARD_BOUNDS ROW_THREADS, 4
+#define BACKWARD_BOUNDS ROW_THREADS, 2
 #endif
 
 #define ACTIVATION_KERNELS(NAME, T)                                                                                  \
-  extern "C" __global__ void __launch_bounds__(ROW_THREADS)                                                          \
+  extern "C" __global__ void __launch_bounds__(FORWARD_BOUNDS)                                                       \
       activation_fwd_##NAME(const __grid_constant__ ActivationFwdParams p) {                                         \
     forward<T>(p);                                                                                                   \
   }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(ROW_THREADS, BACKWARD_BLOCKS)                                         \
+  extern "C" __global__ void __launch_bounds__(BACKWARD_BOUNDS)                                                      \
       activation_bwd_##NAME(const __grid_constant__ ActivationBwdParams p) {                                         \
     backward<T>(p);                                                                                                  \
   }

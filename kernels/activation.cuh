@@ -6,8 +6,9 @@
 
 template <int N> using Floats = float[N];
 
-// The curve's values and slopes. NaN stays NaN; the slope of a kink is that of the side below it.
-template <int N>
+// The curve's values and slopes. NaN stays NaN; the slope of a kink is that of the side below it. WIDE: to all digits of fp32
+// where 1 + erf(x) would cancel, too.
+template <int N, bool WIDE = false>
 __device__ inline void curve(const Formula &f, const Floats<N> &x, Floats<N> &value, Floats<N> &slope) {
   switch (f.curve) {
   case CURVE_SWISH:
@@ -22,7 +23,7 @@ __device__ inline void curve(const Formula &f, const Floats<N> &x, Floats<N> &va
   case CURVE_GELU_ERF:
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      const float cdf = 0.5f * (1.0f + erff(x[e] * 0.70710678f));
+      const float cdf = WIDE ? 0.5f * erfcf(x[e] * -0.70710678f) : 0.5f * (1.0f + erff(x[e] * 0.70710678f));
       value[e] = x[e] * cdf;
       slope[e] = cdf + x[e] * (0.39894228f * expf(-0.5f * x[e] * x[e]));
     }
@@ -30,11 +31,12 @@ __device__ inline void curve(const Formula &f, const Floats<N> &x, Floats<N> &va
   case CURVE_GELU_TANH:
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      // tanh is +-1 to the last bit from 10 on, and x^2 would overflow.
+      // From 10 on the exponential is as good as 0 or infinite, and x^2 would overflow.
       const float c = fminf(fmaxf(x[e], -10.0f), 10.0f);
-      const float t = tanhf(0.79788456f * c * (1.0f + 0.044715f * c * c));
-      value[e] = 0.5f * x[e] * (1.0f + t);
-      slope[e] = 0.5f * (1.0f + t) + 0.5f * x[e] * (1.0f - t * t) * 0.79788456f * (1.0f + 0.134145f * c * c);
+      // 1 + tanh(u) is 2 / (1 + e^-2u), of which nothing cancels.
+      const float s = __fdividef(1.0f, 1.0f + expf(c * (-1.5957691f - 0.071354816f * c * c)));
+      value[e] = x[e] * s;
+      slope[e] = s + value[e] * (1.0f - s) * (1.5957691f + 0.21406445f * c * c);
     }
     break;
   case CURVE_RELU:
@@ -54,12 +56,12 @@ __device__ inline void curve(const Formula &f, const Floats<N> &x, Floats<N> &va
 }
 
 // act(gate, up); without a gate, `gate` is all there is.
-template <int N>
+template <int N, bool WIDE = false>
 __device__ inline void activate(const Formula &f, const Floats<N> &gate, const Floats<N> &up, Floats<N> &act) {
   Floats<N> x, slope;
 #pragma unroll
   for (int e = 0; e < N; ++e) x[e] = gate[e] > f.limit ? f.limit : gate[e];
-  curve<N>(f, x, act, slope);
+  curve<N, WIDE>(f, x, act, slope);
   if (!f.gated) return;
 #pragma unroll
   for (int e = 0; e < N; ++e) {
@@ -68,12 +70,12 @@ __device__ inline void activate(const Formula &f, const Floats<N> &gate, const F
 }
 
 // The same with its derivatives, over gate and up: each is 0 where a clamp holds it, 1 of it on the boundary.
-template <int N>
+template <int N, bool WIDE = false>
 __device__ inline void activate_gradient(const Formula &f, Floats<N> &gate, Floats<N> &up, Floats<N> &act) {
   Floats<N> x, slope;
 #pragma unroll
   for (int e = 0; e < N; ++e) x[e] = gate[e] > f.limit ? f.limit : gate[e];
-  curve<N>(f, x, act, slope);
+  curve<N, WIDE>(f, x, act, slope);
 #pragma unroll
   for (int e = 0; e < N; ++e) {
     const bool gate_held = gate[e] > f.limit;

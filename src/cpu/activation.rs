@@ -41,7 +41,8 @@ impl<R: Real> Formula<R> {
                 (x * s, s * (one + self.alpha * x * (one - s)))
             }
             Curve::GeluErf => {
-                let cdf = half * (one + (x * real(std::f64::consts::FRAC_1_SQRT_2)).erf());
+                // 1 + erf(x) is erfc(-x), of which nothing cancels.
+                let cdf = half * (-(x * real(std::f64::consts::FRAC_1_SQRT_2))).erfc();
                 let density = (-(half * x * x)).exp() * real(0.3989422804014327);
                 (x * cdf, cdf + x * density)
             }

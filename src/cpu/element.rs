@@ -35,7 +35,7 @@ pub trait Real:
     fn ln(self) -> Self;
     fn ln_1p(self) -> Self;
     fn sqrt(self) -> Self;
-    fn erf(self) -> Self;
+    fn erfc(self) -> Self;
     fn is_nan(self) -> bool;
     fn max(self, other: Self) -> Self;
     fn min(self, other: Self) -> Self;
@@ -43,12 +43,12 @@ pub trait Real:
 
 // The C library's, which std is linked with and does not export.
 unsafe extern "C" {
-    safe fn erf(value: f64) -> f64;
-    safe fn erff(value: f32) -> f32;
+    safe fn erfc(value: f64) -> f64;
+    safe fn erfcf(value: f32) -> f32;
 }
 
 macro_rules! real {
-    ($kind:ident, $erf:ident) => {
+    ($kind:ident, $erfc:ident) => {
         impl Real for $kind {
             const NEG_INFINITY: Self = $kind::NEG_INFINITY;
             const MAX: Self = $kind::MAX;
@@ -70,8 +70,8 @@ macro_rules! real {
             fn sqrt(self) -> Self {
                 $kind::sqrt(self)
             }
-            fn erf(self) -> Self {
-                $erf(self)
+            fn erfc(self) -> Self {
+                $erfc(self)
             }
             fn is_nan(self) -> bool {
                 $kind::is_nan(self)
@@ -86,8 +86,8 @@ macro_rules! real {
     };
 }
 
-real!(f32, erff);
-real!(f64, erf);
+real!(f32, erfcf);
+real!(f64, erfc);
 
 /// A stored floating-point element.
 pub trait Element: Copy + Send + Sync + Default + 'static {
