@@ -51,10 +51,6 @@ template <int N, class T> __device__ inline void store(T *data, const float (&va
   }
 }
 
-template <class T> __device__ inline T *row_of(const Matrix &matrix, int64_t row) {
-  return reinterpret_cast<T *>(matrix.data) + row * matrix.pitch;
-}
-
 template <class T> __device__ inline T *from_lane(T *pointer, int lane) {
   return reinterpret_cast<T *>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(pointer), lane));
 }
@@ -170,6 +166,25 @@ __device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, in
   }
 }
 
+// A warp's first `count` lanes add gradients to the dense ones of their experts (-1: none), those of an expert that was chosen
+// more than once in the order of slots, rounded once. `before`: earlier slots have added, too.
+__device__ inline void add_dense(const DispatchWeightGradients &to, int64_t token, int expert, float gradient, int count,
+                                 bool before) {
+  float sum = 0.0f;
+  bool is_first = expert >= 0;
+#pragma unroll 1
+  for (int i = 0; i < count; ++i) {
+    const float more = __shfl_sync(~0u, gradient, i);
+    if (__shfl_sync(~0u, expert, i) != expert) continue;
+    sum += more;
+    is_first &= i >= lane_id();
+  }
+  __syncwarp();
+  if (!is_first) return;
+  const int64_t place = token * to.dense.pitch + expert;
+  store_float(to.dense, place, before ? load_float(to.dense, place) + sum : sum);
+}
+
 // The gradients of weights a row go to the token's slots and experts.
 __device__ inline void hand_on_gradients(const CombineFwdParams &p, const Maps &maps, int64_t token) {
   const DispatchWeightGradients &to = p.dweights;
@@ -183,17 +198,15 @@ __device__ inline void hand_on_gradients(const CombineFwdParams &p, const Maps &
     }
   }
   if (to.dense.data != nullptr) {
-    const int64_t first = token * to.dense.pitch;
     for (int64_t expert = threadIdx.x; expert < to.experts; expert += blockDim.x) {
-      store_float(to.dense, first + expert, 0.0f);
+      store_float(to.dense, token * to.dense.pitch + expert, 0.0f);
     }
     __syncthreads();
-    // One thread, in slot order: an expert may have been chosen twice.
-    for (int i = 0; threadIdx.x == 0 && i < count; ++i) {
-      const int64_t row = maps.row(begin + i);
-      if (row < 0) continue;
-      const int64_t place = first + maps.expert(row);
-      store_float(to.dense, place, load_float(to.dense, place) + load_float(p.drow_weights, row));
+    for (int first = 0; threadIdx.x < 32 && first < count; first += 32) {
+      const int64_t row = first + lane_id() < count ? maps.row(begin + first + lane_id()) : -1;
+      const int expert = row < 0 ? -1 : static_cast<int>(maps.expert(row));
+      const float gradient = row < 0 ? 0.0f : load_float(p.drow_weights, row);
+      add_dense(to, token, expert, gradient, min(count - first, 32), first > 0);
     }
   }
 }
@@ -206,8 +219,8 @@ template <class T, class Way> __device__ inline void combine_fwd(const CombineFw
   if (!p.early) wait();
   const Maps maps(p.maps);
   const int64_t unit = blockIdx.y * int64_t(gridDim.x) + blockIdx.x, token = unit / p.parts;
+  const uint32_t part = static_cast<uint32_t>(unit - token * p.parts);
   if (token < maps.tokens) {
-    const uint32_t part = static_cast<uint32_t>(unit - token * p.parts);
     if (p.y.data != nullptr && p.packs) {
       sum_token<T, Pack<T>::size, Way>(p, maps, token, part, wait);
     } else if (p.y.data != nullptr) {
@@ -216,7 +229,7 @@ template <class T, class Way> __device__ inline void combine_fwd(const CombineFw
   }
   // A token without slots did not wait.
   wait();
-  if (token < maps.tokens && unit == token * p.parts) hand_on_gradients(p, maps, token);
+  if (token < maps.tokens && part == 0) hand_on_gradients(p, maps, token);
 }
 
 __device__ inline float warp_sum(float value) {
@@ -320,9 +333,8 @@ template <class T> __device__ inline void backward_by_token(const CombineBwdPara
   for (int64_t token = blockIdx.x; token < maps.tokens; token += gridDim.x) {
     int count;
     const int64_t begin = maps.slots(token, count);
-    const int64_t dense = token * to.dense.pitch;
     for (int64_t e = threadIdx.x; to.dense.data != nullptr && e < to.experts; e += blockDim.x) {
-      store_float(to.dense, dense + e, 0.0f);
+      store_float(to.dense, token * to.dense.pitch + e, 0.0f);
     }
     for (int first = 0; first < count; first += 32) {
       const bool valid = first + lane_id() < count;
@@ -334,13 +346,8 @@ template <class T> __device__ inline void backward_by_token(const CombineBwdPara
       if (valid && to.slot.data != nullptr) store_float(to.slot, slot, jobs.row < 0 ? 0.0f : gradient);
       if (jobs.row >= 0 && to.row.data != nullptr) store_float(to.row, jobs.row, gradient);
       if (to.dense.data == nullptr) continue;
-      const int64_t place = jobs.row < 0 ? -1 : dense + maps.expert(jobs.row);
-      // One thread, in slot order: an expert may have been chosen twice.
-      for (int i = 0; i < jobs.count; ++i) {
-        const int64_t at = __shfl_sync(~0u, place, i);
-        const float addend = __shfl_sync(~0u, gradient, i);
-        if (lane_id() == 0 && at >= 0) store_float(to.dense, at, load_float(to.dense, at) + addend);
-      }
+      const int expert = jobs.row < 0 ? -1 : static_cast<int>(maps.expert(jobs.row));
+      add_dense(to, token, expert, gradient, jobs.count, first > 0);
     }
   }
   for_padding(maps, [&](int64_t row) {

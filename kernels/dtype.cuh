@@ -82,6 +82,11 @@ __device__ inline void store_index(const Matrix &vector, int64_t i, int64_t valu
   store_index(vector.data, vector.dtype, i, value);
 }
 
+// Row `row` of a matrix of T.
+template <class T> __device__ inline T *row_of(const Matrix &matrix, int64_t row) {
+  return reinterpret_cast<T *>(matrix.data) + row * matrix.pitch;
+}
+
 // The matrix of group `g`; null where the expert is absent or frozen.
 template <class T> __device__ inline T *group_data(const Grouped &tensor, int64_t g) {
   if (tensor.pointers == nullptr) return reinterpret_cast<T *>(tensor.data) + (g * tensor.group_stride + tensor.offset);

@@ -83,11 +83,6 @@ __device__ inline float row_weight(const RowWeights &weights, int64_t row, moe_d
   return weight_at(weights, weight_place(weights, row), row, report);
 }
 
-// Row `row` of a matrix of T.
-template <class T> __device__ inline T *row_of(const Matrix &matrix, int64_t row) {
-  return reinterpret_cast<T *>(matrix.data) + row * matrix.pitch;
-}
-
 // A pack's elements as floats; those of a line from `valid` on are 0. Packed: one load.
 template <class T>
 __device__ inline void load_floats(float (&values)[Pack<T>::size], const T *from, int64_t valid, bool packed) {

@@ -244,6 +244,23 @@ def test_dispatch_bwd(ctx, rng, guarded, mode):
         guarded.check()
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_gradients_of_an_expert_chosen_often_are_rounded_once(ctx, rng, guarded, dtype):
+    case = random_case(rng, x="fp32", w=dtype, tokens=5, hidden=8, experts=3, top_k=32, csr=False, rows_per_group=0)
+    gradient, given = floats(rng, case.rows, dtype, case.plan.num_rows)
+    dense = guarded((case.bound, case.experts), dtype)
+    ctx.run("dispatch_bwd", case.desc, args(
+        case, "row_of_slot group_offsets num_tokens", drows=floats(rng, (case.rows, case.hidden), "fp32")[1], drow_weights=given,
+        dweights_dense=dense
+    ))
+    sums = np.zeros((case.tokens, case.experts), np.float32)
+    for slot, row in enumerate(case.plan.row_of_slot):
+        if row >= 0:
+            sums[slot // case.top_k, case.expert_of_row[row]] += np.float32(gradient[row])
+    np.testing.assert_array_equal(host(dense)[:case.tokens].astype(np.float64), rounded(sums, dtype))
+    guarded.check()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_combine_fwd(ctx, rng, guarded, kind, mode):

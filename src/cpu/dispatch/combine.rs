@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{Reader, parallel, row_of, row_of_mut};
 use crate::check::OutputMode;
-use crate::cpu::element::{Element, Real, adds, load, store, with_element};
+use crate::cpu::element::{Element, Real, adds, store, with_element};
 use crate::ops::dispatch::{CombineBwd, CombineFwd, Weights};
 use crate::report::Report;
 use crate::tensor::Matrix;
@@ -111,15 +111,16 @@ pub unsafe fn slot_gradients(reader: &Reader, out: &Matrix, gradient: impl Fn(i6
     });
 }
 
-/// out[token, expert of the row] = gradient(token, row), summed where an expert is chosen twice; 0 elsewhere.
+/// out[token, expert of the row] = gradient(token, row), summed where an expert is chosen twice and rounded once; 0 elsewhere.
 pub unsafe fn dense_gradient(reader: &Reader, out: &Matrix, experts: i64, gradient: impl Fn(i64, i64) -> f64 + Sync) {
-    parallel(reader.tokens).for_each(|token| unsafe {
-        let first = token * out.pitch;
-        (0..experts).for_each(|expert| store(out.dtype, out.data, first + expert, 0.0));
-        for slot in reader.slots(token) {
-            let Some(row) = reader.row(slot) else { continue };
-            let place = first + reader.expert(row);
-            store(out.dtype, out.data, place, load(out.dtype, out.data, place) + gradient(token, row));
+    let sums = || vec![0.0; experts as usize];
+    parallel(reader.tokens).for_each_init(sums, |sums, token| unsafe {
+        sums.fill(0.0);
+        for row in reader.slots(token).filter_map(|slot| reader.row(slot)) {
+            sums[reader.expert(row) as usize] += gradient(token, row);
+        }
+        for (expert, &sum) in (0..).zip(&*sums) {
+            store(out.dtype, out.data, token * out.pitch + expert, sum);
         }
     });
 }
