@@ -1,4 +1,4 @@
-//! What crosses the C interface: one file a section of the header, and how a caller's struct is read.
+//! What crosses the C interface: a file or folder for each section of the header, and how a caller's struct is read.
 
 pub mod activation;
 pub mod context;

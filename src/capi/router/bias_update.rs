@@ -1,0 +1,36 @@
+//! router: the update of the selection bias.
+
+use std::ffi::c_void;
+
+use crate::abi::router::*;
+use crate::abi::status::moe_status_t;
+use crate::abi::types::moe_stream_t;
+use crate::capi::{call, query};
+use crate::context::{Call, moe_context_t};
+use crate::ops::router as ops;
+
+/// Updates the selection bias from the load of the experts.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moe_router_bias_update(
+    ctx: *const moe_context_t,
+    desc: *const moe_router_bias_update_desc_t,
+    args: *const moe_router_bias_update_args_t,
+    workspace: *mut c_void,
+    workspace_size: u64,
+    stream: moe_stream_t,
+) -> moe_status_t {
+    let tail = Call { workspace, workspace_size, stream };
+    unsafe { call("moe_router_bias_update", ctx, desc, args, tail, ops::router_bias_update) }
+}
+
+/// Bytes of workspace that moe_router_bias_update needs.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moe_router_bias_update_workspace_size(
+    ctx: *const moe_context_t,
+    desc: *const moe_router_bias_update_desc_t,
+    bytes: *mut u64,
+) -> moe_status_t {
+    unsafe {
+        query("moe_router_bias_update_workspace_size", ctx, desc, ("bytes", bytes), ops::router_bias_update_workspace)
+    }
+}
