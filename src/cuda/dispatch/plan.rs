@@ -56,7 +56,7 @@ impl ByIds {
         // What a warp does but once takes longer than a few slots: warps are no more than many slots need.
         let most = match slots / blocks {
             ..=2048 => 256,
-            ..=8192 => 512,
+            2049..=8192 => 512,
             _ => DISPATCH_PLAN_THREADS,
         };
         let threads = (slots.min(most).max(groups) + 31) / 32 * 32;
