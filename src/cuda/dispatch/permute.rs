@@ -1,6 +1,6 @@
 //! Permute: rows are copied, whatever they hold; its backward is an unweighted combine.
 
-use super::combine::gradients;
+use super::combine::{Sum, gradients};
 use super::*;
 use crate::cuda::{Launch, Launcher};
 use crate::error::Result;
@@ -43,19 +43,16 @@ fn copy(
 }
 
 pub fn dispatch_bwd(launcher: &Launcher, problem: &DispatchBwd) -> Result<()> {
-    let dx = problem.dx.unwrap_or(Matrix::ABSENT);
-    let params = CombineFwdParams {
-        maps: DispatchMaps::new(&problem.maps, launcher.report),
+    let of_tokens = Sum {
+        maps: &problem.maps,
         rows: problem.drows,
-        y: dx,
+        y: problem.dx.unwrap_or(Matrix::ABSENT),
         y_mode: problem.dx_mode,
         hidden: problem.hidden,
         early: false,
-        packs: packs(&[&problem.drows, &dx], problem.hidden),
-        parts: 1,
-        weights: Weights::None.into(),
+        weights: Weights::None,
         drow_weights: problem.drow_weights.unwrap_or(Matrix::ABSENT),
         dweights: gradients(problem.dweights, None, problem.dweights_dense, problem.experts),
     };
-    super::combine::sum(launcher, &params)
+    of_tokens.launch(launcher)
 }
