@@ -1,10 +1,9 @@
 //! Activations on CUDA: one launch each.
 
-use super::rows::{ROW_THREADS, row_grid, row_team};
-use super::{Launch, Launcher};
+use super::Launcher;
+use super::rows::{launch_rows, packs, row_team};
 use crate::abi::types::*;
 use crate::check::Count;
-use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::groups::{Groups, RowWeights};
 use crate::ops::activation::{Activation, Backward, Curve, Extent, Forward};
@@ -109,10 +108,7 @@ impl HalvesLayout {
     /// Rows of all `matrices` are read and written alike.
     fn new(activation: &Activation, matrices: &[Matrix]) -> Self {
         let Activation { ffn, block, gated, up_first, .. } = *activation;
-        let packs = matrices.iter().filter(|m| !m.data.is_null()).all(|m| {
-            let pack = 16 / m.dtype.size();
-            m.data.addr() % 16 == 0 && m.pitch % pack == 0 && ffn % pack == 0
-        });
+        let packs = packs(matrices, ffn);
         let pack = matrices.first().map_or(1, |m| 16 / m.dtype.size());
         let access = match () {
             _ if packs && block % pack == 0 => ACCESS_PACKS,
@@ -134,25 +130,6 @@ fn extent(extent: &Extent) -> (Count, Groups) {
     }
 }
 
-/// One launch over the rows of `matrix`' dtype.
-fn launch<P: Copy>(
-    launcher: &Launcher,
-    kernels: [&'static str; 3],
-    dtype: Dtype,
-    rows: i64,
-    team: i32,
-    params: &P,
-) -> Result<()> {
-    let [fp32, fp16, bf16] = kernels;
-    let kernel = match dtype {
-        Dtype::Fp16 => fp16,
-        Dtype::Bf16 => bf16,
-        _ => fp32,
-    };
-    let grid = row_grid(launcher.device, rows, team);
-    launcher.launch(&Launch { kernel, grid, block: ROW_THREADS, ..Default::default() }, params)
-}
-
 pub fn forward(launcher: &Launcher, p: &Forward) -> Result<()> {
     let (rows, groups) = extent(&p.extent);
     let team = row_team(p.activation.ffn);
@@ -168,7 +145,7 @@ pub fn forward(launcher: &Launcher, p: &Forward) -> Result<()> {
         report: launcher.report,
     };
     let kernels = ["activation_fwd_fp32", "activation_fwd_fp16", "activation_fwd_bf16"];
-    launch(launcher, kernels, p.h.dtype, rows.bound, team, &params)
+    launch_rows(launcher, kernels, p.h.dtype, rows.bound, team, &params)
 }
 
 pub fn backward(launcher: &Launcher, p: &Backward) -> Result<()> {
@@ -192,5 +169,5 @@ pub fn backward(launcher: &Launcher, p: &Backward) -> Result<()> {
         report: launcher.report,
     };
     let kernels = ["activation_bwd_fp32", "activation_bwd_fp16", "activation_bwd_bf16"];
-    launch(launcher, kernels, p.h.dtype, rows.bound, team, &params)
+    launch_rows(launcher, kernels, p.h.dtype, rows.bound, team, &params)
 }

@@ -1,11 +1,10 @@
 //! The expert MLP on CUDA: its steps, most of them other operations.
 
 use super::grouped_gemm::tensor_map::TensorMap;
-use super::rows::{ROW_THREADS, row_grid, row_team};
+use super::rows::{ROW_THREADS, launch_rows, packs, row_grid, row_team};
 use super::{Launch, Launcher, activation, decode, dispatch, fused, grouped_gemm};
 use crate::abi::types::*;
 use crate::check::OutputMode;
-use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::groups::{Gather, Groups, RowWeights};
 use crate::ops::activation::{Backward, Forward};
@@ -176,11 +175,11 @@ impl Steps for CudaSteps<'_> {
             to: p.to,
             mode: p.mode,
             team,
-            packed: packed(p.columns, &[p.from, p.to]),
+            packed: packs(&[p.from, p.to], p.columns),
             report: self.launcher.report,
         };
         let kernels = ["expert_mlp_scale_rows_fp32", "expert_mlp_scale_rows_fp16", "expert_mlp_scale_rows_bf16"];
-        self.launch_rows(kernels, p.from.dtype, p.groups.rows_max, team, &params)
+        launch_rows(self.launcher, kernels, p.from.dtype, p.groups.rows_max, team, &params)
     }
 
     fn row_dots(&self, p: &RowDots) -> Result<()> {
@@ -193,12 +192,12 @@ impl Steps for CudaSteps<'_> {
             b: p.b,
             dots: p.dots,
             b_by_group: p.b_by_group,
-            packed: packed(p.columns, &[p.a, p.b]),
+            packed: packs(&[p.a, p.b], p.columns),
             team,
             report: self.launcher.report,
         };
         let kernels = ["expert_mlp_row_dots_fp32", "expert_mlp_row_dots_fp16", "expert_mlp_row_dots_bf16"];
-        self.launch_rows(kernels, p.a.dtype, p.groups.rows_max, team, &params)
+        launch_rows(self.launcher, kernels, p.a.dtype, p.groups.rows_max, team, &params)
     }
 
     fn zero_gaps(&self, p: &ZeroGaps) -> Result<()> {
@@ -234,30 +233,4 @@ impl CudaSteps<'_> {
         self.launcher
             .launch(&Launch { kernel: "expert_mlp_row_sums", grid, block: ROW_THREADS, ..Default::default() }, &params)
     }
-
-    /// One launch of the kernel for `dtype`, of fp32, fp16 and bf16.
-    fn launch_rows<P: Copy>(
-        &self,
-        kernels: [&'static str; 3],
-        dtype: Dtype,
-        rows: i64,
-        team: i32,
-        params: &P,
-    ) -> Result<()> {
-        let kernel = match dtype {
-            Dtype::Fp16 => kernels[1],
-            Dtype::Bf16 => kernels[2],
-            _ => kernels[0],
-        };
-        let grid = row_grid(self.launcher.device, rows, team);
-        self.launcher.launch(&Launch { kernel, grid, block: ROW_THREADS, ..Default::default() }, params)
-    }
-}
-
-/// Whether rows of `columns` can be taken 16 bytes at a time. Rows of fp32 beside narrower ones are not.
-fn packed(columns: i64, matrices: &[Matrix]) -> bool {
-    matrices.iter().all(|m| {
-        let pack = 16 / m.dtype.size();
-        m.data.addr() % 16 == 0 && m.pitch % pack == 0 && columns % pack == 0
-    })
 }

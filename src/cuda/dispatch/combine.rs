@@ -57,7 +57,7 @@ impl Sum<'_> {
         // Rows of so many blocks, for more than a grid has in a row.
         const ROW: i64 = 1 << 30;
         let (kernels, columns) = if self.maps.top_k <= 2 { (FEW, COMBINE_FEW_COLUMNS) } else { (MANY, 1) };
-        let packs = packs(&[&self.rows, &self.y], self.hidden);
+        let packs = packs(&[self.rows, self.y], self.hidden);
         let accesses = self.hidden / step(packs, self.rows.dtype);
         let threads_of_all = (accesses + columns - 1) / columns;
         let most = COMBINE_FWD_THREADS as u32;
@@ -98,7 +98,7 @@ pub fn combine_bwd(launcher: &Launcher, problem: &CombineBwd) -> Result<()> {
         rows,
         drows,
         hidden: problem.hidden,
-        packs: packs(&[&problem.dy, &rows, &drows], problem.hidden),
+        packs: packs(&[problem.dy, rows, drows], problem.hidden),
         weights: problem.weights.into(),
         dweights,
     };

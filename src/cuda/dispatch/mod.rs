@@ -12,6 +12,7 @@ pub use sort_chunks::sort_chunks;
 
 use crate::abi::types::moe_device_report_t;
 use crate::check::{Count, OutputMode};
+use crate::cuda::rows::{access, instance, packs};
 use crate::dtype::Dtype;
 use crate::ops::dispatch::{Maps, Weights};
 use crate::tensor::Matrix;
@@ -232,32 +233,9 @@ fn threads(accesses: i64, most: i64) -> u32 {
     accesses.div_ceil(accesses.div_ceil(most as u32)).next_multiple_of(32)
 }
 
-/// Whether rows of `columns` elements can be accessed 16 bytes at a time in all of the matrices that are there.
-fn packs(matrices: &[&Matrix], columns: i64) -> bool {
-    access(matrices, columns) == 16
-}
-
-/// The most bytes, a power of two up to 16, by which all rows of `columns` elements can be accessed.
-fn access(matrices: &[&Matrix], columns: i64) -> i64 {
-    matrices.iter().fold(16, |bytes, matrix| {
-        let size = matrix.dtype.size();
-        let all = bytes | matrix.data.addr() as i64 | (matrix.pitch * size) | (columns * size);
-        all & -all
-    })
-}
-
 /// A matrix whose pitch counts chunks of so many bytes.
 fn in_chunks(matrix: &Matrix, bytes: i64) -> Matrix {
     Matrix { pitch: matrix.pitch * matrix.dtype.size() / bytes, ..*matrix }
-}
-
-/// The instance of a kernel for a floating-point dtype.
-fn instance(dtype: Dtype, [fp32, fp16, bf16]: [&'static str; 3]) -> &'static str {
-    match dtype {
-        Dtype::Fp16 => fp16,
-        Dtype::Bf16 => bf16,
-        _ => fp32,
-    }
 }
 
 /// The instance of a kernel for chunks of so many bytes.

@@ -24,7 +24,7 @@ fn copy(
     columns: i64,
     (weights, row_weights): (Weights, Option<Matrix>),
 ) -> Result<()> {
-    let bytes = access(&[x, rows], columns);
+    let bytes = access(&[*x, *rows], columns);
     let params = DispatchFwdParams {
         maps: DispatchMaps::new(&problem.maps, launcher.report),
         x: in_chunks(x, bytes),

@@ -17,7 +17,7 @@ pub fn sort_chunks(
     stream: moe_stream_t,
 ) -> Result<()> {
     device.run(report, stream, |launcher| {
-        let bytes = access(&[&problem.x, &problem.y], problem.hidden);
+        let bytes = access(&[problem.x, problem.y], problem.hidden);
         let (row_weights, sorted_row_weights) = problem.row_weights.unwrap_or((Matrix::ABSENT, Matrix::ABSENT));
         let params = SortChunksParams {
             rows: problem.rows,

@@ -8,6 +8,8 @@ use crate::ops::router::sinkhorn::{Run, Start, Step, Stop};
 use crate::tensor::Matrix;
 use crate::workspace::{Layout, Part, Workspace};
 
+use super::ceil_div;
+
 /// Bits of the fraction of a sum over the grid; one more for a sum just above 1; the rest counts blocks.
 pub const GRID_SUM_FRACTION: i32 = 55;
 /// Rows that a thread's registers keep, of 4 columns and of 16.
@@ -147,10 +149,6 @@ impl Shape {
             _ => "sinkhorn_32_32",
         }
     }
-}
-
-fn ceil_div(a: i64, b: i64) -> i64 {
-    (a + b - 1) / b
 }
 
 fn rows(logits: Matrix, tokens: Count, experts: i64) -> SinkhornRows {
