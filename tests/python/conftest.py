@@ -74,6 +74,13 @@ def rng(request):
     return np.random.default_rng([request.config.seed, *request.node.nodeid.encode()])
 
 
+@pytest.fixture(autouse=True)
+def seeded(rng):
+    """torch's numbers follow --seed too, where it is imported; the test's own stay the same with and without it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(int(rng.spawn(1)[0].integers(1 << 31)))
+
+
 @pytest.fixture
 def guarded():
     """guarded(shape, dtype, pitch=None): a poisoned output; what lies around it and between its rows is checked at the

@@ -5,7 +5,6 @@ path. Of other files' tests as a plugin; of the expert MLP and the router, whose
     python emulated.py large|few|router SEED COUNT
 """
 
-import ctypes
 import sys
 from types import SimpleNamespace
 
@@ -14,24 +13,13 @@ import numpy as np
 import expert_mlp_reference as reference
 import harness
 import libmoe
+import mock_driver
 import test_router
-from libmoe import _library
-
-
-class Emulated(libmoe.Context):
-    """A GPU's context whose memory is the host's: it is filled with NumPy arrays, as for the CPU."""
-
-    def __init__(self, device):
-        super().__init__("cpu")
-        handle = ctypes.c_void_p()
-        _library.call("context_create", 0, ctypes.byref(handle))
-        self.close()
-        self._handle = handle
 
 
 def pytest_configure(config):
     harness._to_torch = lambda x: SimpleNamespace(to=lambda device: x)
-    libmoe.Context = Emulated
+    libmoe.Context = mock_driver.Context
 
 
 def options(rng, few):

@@ -1,5 +1,6 @@
 """What a process needs for the mock driver (tests/mock/cuda.c), which must have been on its library path from the start."""
 
+import ctypes
 import re
 from pathlib import Path
 
@@ -39,3 +40,14 @@ def environment(folder, kernels):
         "LD_LIBRARY_PATH": str(folder), "MOCK_KERNELS": kernels, "LIBMOE": _library.locate(), "MOE_CHECK": "0", "MOE_LOG": "off",
         "PYTHONPATH": str(Path(libmoe.__file__).parents[1]),
     }
+
+
+class Context(libmoe.Context):
+    """A GPU's context whose memory is the host's: it is filled with NumPy arrays, as for the CPU."""
+
+    def __init__(self, device="cuda:0"):
+        super().__init__("cpu")
+        handle = ctypes.c_void_p()
+        _library.call("context_create", 0, ctypes.byref(handle))
+        self.close()
+        self._handle = handle

@@ -14,11 +14,6 @@ E, D, F = 5, 16, 12
 SIZES = torch.tensor([4, 0, 9, 1, 7])
 
 
-@pytest.fixture(autouse=True)
-def seeded(rng):
-    torch.manual_seed(int(rng.integers(1 << 31)))
-
-
 def config(**more):
     def init(weight):
         torch.nn.init.normal_(weight, 0, 0.3)

@@ -14,23 +14,15 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     mcore = pytest.importorskip("megatron.core.transformer.moe.moe_utils", reason="needs megatron-core")
 
+from peers import close, new  # noqa: E402
+
 SCORES = {"softmax": libmoe.SCORE_SOFTMAX, "sigmoid": libmoe.SCORE_SIGMOID, "sqrtsoftplus": libmoe.SCORE_SQRTSOFTPLUS}
 
 
 @pytest.fixture
-def on(rng):
+def on():
     """Random float32 tensors on the device under test; no two logits of a token are equal."""
-    torch.manual_seed(int(rng.integers(1 << 31)))
     return lambda *size, scale=1.0: torch.randn(*size, device=harness.device.name) * scale
-
-
-def new(*size, dtype=torch.float32):
-    return torch.full(size, float("nan") if dtype.is_floating_point else 99, dtype=dtype, device=harness.device.name)
-
-
-def close(ours, theirs, tolerance=2e-5):
-    error = (ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-30)
-    assert error < tolerance, float(error)
 
 
 def route(ctx, logits, desc, args, dweights):

@@ -16,11 +16,6 @@ POLICIES = [{}, {"second_expert_policy": "random"}, {"second_expert_policy": "sa
             {"normalize_router_prob_before_dropping": True}, {"expert_capacity": 2}]
 
 
-@pytest.fixture(autouse=True)
-def seeded(rng):
-    torch.manual_seed(int(rng.integers(1 << 31)))
-
-
 def config(**more):
     small = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
              "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "num_experts": 6, "encoder_sparse_step": 2, "decoder_sparse_step": 2,

@@ -12,11 +12,6 @@ from torch.nn.functional import linear, silu  # noqa: E402
 T, D, F, E, K = 24, 16, 12, 6, 2
 
 
-@pytest.fixture(autouse=True)
-def seeded(rng):
-    torch.manual_seed(int(rng.integers(1 << 31)))
-
-
 def randn(*shape):
     return torch.randn(*shape, device=harness.device.name)
 

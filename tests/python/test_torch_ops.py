@@ -18,11 +18,6 @@ T, D, F, E, K = 6, 8, 4, 5, 2
 IN_ROWS = "input_layout=1,output_layout=1"
 
 
-@pytest.fixture(autouse=True)
-def seeded(rng):
-    torch.manual_seed(int(rng.integers(1 << 31)))
-
-
 def randn(*shape, dtype=None, grad=True):
     dtype = dtype or (torch.float64 if harness.on_cpu() else torch.float32)
     return torch.randn(*shape, dtype=dtype, device=harness.device.name).requires_grad_(grad)

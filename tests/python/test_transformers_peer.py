@@ -9,21 +9,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
 
+from peers import close, new  # noqa: E402
+
 T, D = 330, 64
-
-
-@pytest.fixture(autouse=True)
-def seeded(rng):
-    torch.manual_seed(int(rng.integers(1 << 31)))
-
-
-def new(*size, dtype=torch.float32):
-    return torch.full(size, float("nan") if dtype.is_floating_point else 99, dtype=dtype, device=harness.device.name)
-
-
-def close(ours, theirs, tolerance=2e-5):
-    error = (ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-30)
-    assert error < tolerance, float(error)
 
 
 def built(router):
