@@ -40,8 +40,8 @@ def error(out, exact, floor=1e-30):
 
 def assert_no_worse(ours, eager, exact, dtype, what):
     """Errors against fp64 at most twice eager's, but for what rounding the result itself costs: of the output, and of all
-    gradients as one vector. A single gradient may be eight times worse: it may be a sum that cancels; a few numbers that do,
-    or what is nothing beside the rest, are judged with the others alone."""
+    gradients as one vector. A single gradient may be eight times worse: it may be a sum that cancels; a few numbers that do
+    are judged with the others alone. One that cancels to nothing beside the rest may be off by a thousandth of that nothing."""
     eps = torch.finfo(dtype).eps
     # What is nothing beside the rest is noise in fp64 too.
     floor = 1e-6 * max(float(reference.norm()) for reference in exact if reference is not None)
@@ -52,8 +52,9 @@ def assert_no_worse(ours, eager, exact, dtype, what):
             continue
         assert one.dtype == theirs.dtype and one.shape == theirs.shape, name
         mine, other = error(one, reference, floor), error(theirs, reference, floor)
-        if place == 0 or (reference.numel() >= 64 and reference.norm() > floor):
-            assert mine <= (2 if place == 0 else 8) * other + 2 * eps, f"{name}: {mine:.3g}, eager {other:.3g}"
+        if place == 0 or reference.numel() >= 64:
+            noise = 1e-3 if reference.norm() <= floor else 2 * eps
+            assert mine <= (2 if place == 0 else 8) * other + noise, f"{name}: {mine:.3g}, eager {other:.3g}"
         if place > 0:
             squares += torch.tensor([float(t.square().sum()) for t in (one.double() - reference, theirs.double() - reference, reference)])
     mine, other = (squares[:2] / squares[2]).sqrt().tolist()
