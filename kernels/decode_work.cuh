@@ -94,7 +94,8 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
     tokens = most;
   }
 
-  // The next tile; false behind the last. What is left of a pass over a group is cut evenly.
+  // The next tile; false behind the last. All but the last of a pass are whole: a block's share of the bandwidth is what it has
+  // under way, and a slot holds a whole tile or half of one.
   __device__ bool next(const DecodeParams &p, Tile &tile) {
     if (item >= end) return false;
     const Entry *const entries = table();
@@ -112,8 +113,7 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
     int left = min(of_pass - tile.granule, end - item);
     // Columns of one block of a gate follow each other, and so do those of its up half.
     if (ACTIVATES && !ACROSS && p.block > 1 && p.block < p.n) left = min(left, p.block / 8 - tile.granule % (p.block / 8));
-    const int tiles = (left + CAPACITY - 1) / CAPACITY;
-    tile.count = (left + tiles - 1) / tiles;
+    tile.count = min(left, CAPACITY);
     item += tile.count;
     return true;
   }
