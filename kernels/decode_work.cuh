@@ -43,6 +43,8 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
   // Outputs of a granule, and granules of a tile.
   static constexpr int OUTPUTS = ACROSS ? 64 : 16;
   static constexpr int CAPACITY = 128 / OUTPUTS;
+  // What a block that begins a group loses by its narrower tiles, in granules: runs count so many before each group.
+  static constexpr int BEGINNING = ACROSS ? 0 : 2;
 
   int entry = 0;
   int item;
@@ -81,13 +83,14 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
     if (threadIdx.x == 0) most = 0;
     int total, used;
     if (!list(p, total, used)) list_clamped(p, total, used);
+    total += BEGINNING * used;
     item = begin_of(total, blockIdx.x);
     end = begin_of(total, blockIdx.x + 1);
     __syncthreads();
     for (int i = threadIdx.x; i < used; i += THREADS) {
-      const int from = i == 0 ? 0 : entries[i - 1].upto, rows = entries[i].rows, count = passes(p, rows);
-      if (item < entries[i].upto && from <= item) first_entry = i;
-      if (item < entries[i].upto && from < end) atomicMax(&most, (rows + count - 1) / count);
+      const int from = i == 0 ? 0 : upto_of(i - 1), upto = upto_of(i), rows = entries[i].rows, count = passes(p, rows);
+      if (item < upto && from <= item) first_entry = i;
+      if (item < upto && from < end) atomicMax(&most, (rows + count - 1) / count);
     }
     __syncthreads();
     if (item < end) entry = first_entry;
@@ -98,12 +101,14 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
   // under way, and a slot holds a whole tile or half of one.
   __device__ bool next(const DecodeParams &p, Tile &tile) {
     if (item >= end) return false;
-    const Entry *const entries = table();
-    Entry from = entries[entry];
-    if (from.upto <= item) from = entries[++entry];
+    if (upto_of(entry) <= item) ++entry;
+    const Entry from = table()[entry];
     const int of_pass = granules(p);
     const int count = passes(p, from.rows);
-    const int place = item - (from.upto - count * of_pass);
+    const int first_item = upto_of(entry) - count * of_pass;
+    item = max(item, first_item);
+    if (item >= end) return false;
+    const int place = item - first_item;
     const int pass = count == 1 ? 0 : place / of_pass;
     const int first = count == 1 ? 0 : from.rows * pass / count;
     tile.group = from.group;
@@ -119,6 +124,9 @@ template <bool ACTIVATES, bool ACROSS> struct Work {
   }
 
 private:
+  // The items of a group end there.
+  __device__ static int upto_of(int entry) { return table()[entry].upto + BEGINNING * (entry + 1); }
+
   // Of some groups: their granules, and how many have rows; -1: something of them cannot be.
   struct Part {
     int granules;
