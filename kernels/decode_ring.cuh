@@ -75,10 +75,7 @@ __device__ inline void load(const DecodeParams &p, Work<ACTIVATES, ACROSS> work,
     }
     weights.issue(p, slots.address(p, issued), slots.full(issued), k);
   }
-  if (p.early && rows_too) {
-    wait_for_launch_ahead();
-    let_next_launch_begin();
-  }
+  bool waits = p.early && rows_too;
   const int sources = static_cast<int>(true_count(p.gather.rows, p.report));
   Tokens<T, N> tokens;
   Place place;
@@ -94,6 +91,11 @@ __device__ inline void load(const DecodeParams &p, Work<ACTIVATES, ACROSS> work,
       first = tile.first;
       k = 0;
     }
+    if (waits) {
+      wait_for_launch_ahead();
+      let_next_launch_begin();
+      waits = false;
+    }
     const uint32_t slot = slots.address(p, place.slot), full = slots.full(place.slot);
     if (number >= slots.count) mbarrier_wait(slots.empty(place.slot), place.parity ^ 1);
     if (weights_too && number >= issued) weights.issue(p, slot, full, k);
@@ -101,6 +103,7 @@ __device__ inline void load(const DecodeParams &p, Work<ACTIVATES, ACROSS> work,
     if (rows_too || !Source::COUNTS_BYTES) mbarrier_arrive_behind_copies(full);
     place.advance(slots.count);
   }
+  if (waits) wait_for_launch_ahead();
   cp_async_commit();
   cp_async_wait<0>();
 }

@@ -50,7 +50,7 @@ struct DecodeParams {
   /// h holds so many columns of one half, then as many of the other.
   int32_t block;
   bool up_first;
-  /// Weights and groups are older than the launch before this one: they may be read while that still runs.
+  /// Weights, groups and the gather are older than the launch before this one: they may be read while that still runs.
   bool early;
   /// The most rows that go through weights at a time.
   int32_t tokens;
