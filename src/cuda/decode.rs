@@ -3,7 +3,7 @@
 use super::activation::Formula;
 use super::grouped_gemm::hopper::is_hopper;
 use super::grouped_gemm::tensor_map::{Boxes, TensorMap};
-use super::{Launch, Launcher};
+use super::{Device, Launch, Launcher};
 use crate::abi::types::*;
 use crate::check::OutputMode;
 use crate::dtype::Dtype;
@@ -56,7 +56,7 @@ pub struct DecodeParams {
     /// h holds so many columns of one half, then as many of the other.
     pub block: i32,
     pub up_first: bool,
-    /// Weights and groups are older than the launch before this one: they may be read while that still runs.
+    /// Weights, groups and the gather are older than the launch before this one: they may be read while that still runs.
     pub early: bool,
     /// The most rows that go through weights at a time.
     pub tokens: i32,
@@ -73,6 +73,10 @@ const MAX_ROWS: i64 = 4096;
 const MAX_WIDTH: i64 = 1 << 20;
 /// The most rows a group, on average, for which reading weights is all that counts.
 const ROWS_A_GROUP: i64 = 32;
+/// The same where weights are so many that tiles of 128 rows, which begin and end more slowly, read them no worse: outputs
+/// times inputs of all groups.
+const ROWS_OF_MANY: i64 = 8;
+const MANY: i64 = 1 << 27;
 
 /// Bytes of shared memory that kernels have besides, at most.
 const STATIC: i32 = 1024;
@@ -96,9 +100,11 @@ struct Extent<'a> {
 }
 
 impl Extent<'_> {
-    fn is_taken(&self) -> bool {
+    fn is_taken(&self, device: &Device) -> bool {
         let Groups { count, rows_max, offsets, .. } = *self.groups;
-        let few = rows_max <= (ROWS_A_GROUP * count).min(MAX_ROWS) && count <= MAX_GROUPS && !offsets.is_null();
+        let many = is_hopper(device) && self.n.saturating_mul(self.k).saturating_mul(count) >= MANY;
+        let rows = if many { ROWS_OF_MANY } else { ROWS_A_GROUP };
+        let few = rows_max <= (rows * count).min(MAX_ROWS) && count <= MAX_GROUPS && !offsets.is_null();
         let by_packs = |pitch: i64, data: *mut u8| pitch % 8 == 0 && data.addr() % 16 == 0;
         let aligned = by_packs(self.a.pitch, self.a.data)
             && self.weights.iter().flatten().all(|w| {
@@ -127,12 +133,12 @@ macro_rules! names {
     };
 }
 
-/// Takes a plain product if it is one of few rows; false: it is not, and nothing was enqueued. `early`: weights and
-/// groups are older than the launch before this one.
+/// Takes a plain product if it is one of few rows; false: it is not, and nothing was enqueued. `early`: weights, groups and
+/// the gather are older than the launch before this one.
 pub fn linear(launcher: &Launcher, p: &Linear, early: bool) -> Result<bool> {
     let weights = [Some(&p.b), None];
     let extent = Extent { groups: &p.groups, a: &p.a, weights, n: p.n, k: p.k };
-    if !extent.is_taken() {
+    if !extent.is_taken(launcher.device) {
         return Ok(false);
     }
     let names = if p.layout == WeightLayout::OutIn { names!("linear_out_in") } else { names!("linear_in_out") };
@@ -159,7 +165,7 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate) -> Result<bool> 
     // Eight outputs at a time are of one half, or alternate.
     let blocks = !gated || block % 8 == 0 || block == 1;
     let pitches = layout == WeightLayout::OutIn || p.fc1.up.is_none_or(|up| up.pitch == p.fc1.w1.pitch);
-    if p.h.is_some() || !blocks || !pitches || !extent.is_taken() {
+    if p.h.is_some() || !blocks || !pitches || !extent.is_taken(launcher.device) {
         return Ok(false);
     }
     let names = if layout == WeightLayout::OutIn { names!("activate_out_in") } else { names!("activate_in_out") };
