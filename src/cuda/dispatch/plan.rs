@@ -27,9 +27,9 @@ pub fn plan_layout(device: &Device, sizes: &PlanSizes) -> (Layout, Shape) {
     // Every block reads the counts of all: their number is such that this stays cheap beside the slots themselves.
     let slots = sizes.slots();
     let readers = (slots.saturating_mul(4).max(1 << 22) / columns).isqrt();
-    let wanted = (slots / 1024).min(readers).clamp(1, device.multiprocessors.into());
-    // Up to so many one launch of one block is faster than two.
-    let blocks = if slots <= 4096 { 1 } else { wanted };
+    let wanted = (slots / 256).min(readers).clamp(1, device.multiprocessors.into());
+    // Of fewer one launch of one block is faster than two.
+    let blocks = if slots < 1024 { 1 } else { wanted };
     let mut layout = Layout::default();
     let counts = layout.part(blocks * columns * 4);
     let spilled = if shared == 0 { blocks * columns } else { 0 };
