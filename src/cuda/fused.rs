@@ -4,7 +4,7 @@ use super::activation::Formula;
 use super::grouped_gemm::hopper::{
     STAGING, counts_fit, is_hopper, is_narrow, launch, pick, row_source, rows_fit, tiles_of, weight_boxes, weight_fits,
 };
-use super::grouped_gemm::shapes::{SHAPES, best_shape};
+use super::grouped_gemm::shapes::{SHAPES, Sizes, row_tiles};
 use super::grouped_gemm::tensor_map::{BoxSource, Boxes, TensorMap};
 use super::{Device, Launcher};
 use crate::abi::types::moe_device_report_t;
@@ -153,7 +153,14 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate, room: *mut Tenso
     let out_in = p.shape.w1_layout == WeightLayout::OutIn;
     let (split, form) = (p.fc1.up.is_some(), form(activation).unwrap_or(Form::Halves));
     // A block of 64 columns across is of one half alone; the widest by turns have no room for a bias (BIASED).
-    let shape = best_shape(activation.hidden(), p.shape.hidden, 2.0, p.input.gather.is_some(), |shape| {
+    let sizes = Sizes {
+        row_tiles: row_tiles(&p.groups),
+        columns: activation.hidden(),
+        depth: p.shape.hidden,
+        epilogue: 2.0,
+        gathered: p.input.gather.is_some(),
+    };
+    let shape = sizes.best_shape(launcher.device.multiprocessors, |shape| {
         !shape.crowded() || form == Form::Halves && out_in && p.fc1.bias.is_none()
     });
     let columns = SHAPES[shape].columns;

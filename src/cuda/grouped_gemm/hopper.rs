@@ -1,6 +1,6 @@
 //! Grouped GEMM by Hopper's wgmma and TMA (kernels/hopper_gemm.cuh): which problems it takes, and its launches.
 
-use super::shapes::{SHAPES, Shape, best_shape};
+use super::shapes::{SHAPES, Shape, Sizes, row_tiles};
 use super::tensor_map::{BoxSource, Boxes, TensorMap};
 use super::{LinearParams, WgradParams, linear_params};
 use crate::cuda::device::Device;
@@ -82,7 +82,7 @@ pub const HOPPER_PLACES: i32 = 3;
 /// As kernels/hopper_gemm.cuh says.
 const THREADS: u32 = 384;
 const CLUSTER: i64 = 2;
-const TILE_ROWS: i64 = 128;
+pub(crate) const TILE_ROWS: i64 = 128;
 /// Warps that have an epilogue.
 const WARPS: i64 = 8;
 pub(crate) const STAGING: i64 = HOPPER_STAGING as i64;
@@ -187,7 +187,14 @@ pub fn linear(launcher: &Launcher, p: &Linear, room: *mut TensorMap) -> Result<(
     // kernels/hopper_linear.cuh: NARROW.
     let narrow = p.c.dtype != Dtype::Fp32 && !p.output.mode.add && p.output.mode.device.is_null();
     let across = p.layout == WeightLayout::InOut;
-    let shape = best_shape(p.n, p.k, 1.0, p.gather.is_some(), |shape| {
+    let sizes = Sizes {
+        row_tiles: row_tiles(&p.groups),
+        columns: p.n,
+        depth: p.k,
+        epilogue: 1.0,
+        gathered: p.gather.is_some(),
+    };
+    let shape = sizes.best_shape(launcher.device.multiprocessors, |shape| {
         (narrow || !shape.crowded()) && (!across || shape.of_blocks())
     });
     let Shape { columns, .. } = SHAPES[shape];
@@ -243,7 +250,9 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
     };
     let depth = p.groups.rows_max / p.groups.count;
     let indexed = gathered || transposed;
-    let shape = best_shape(p.columns, depth, 1.0, indexed, Shape::of_blocks);
+    let row_tiles = [(p.groups.count * ceil(p.rows, TILE_ROWS)) as f64; 3];
+    let sizes = Sizes { row_tiles, columns: p.columns, depth, epilogue: 1.0, gathered: indexed };
+    let shape = sizes.best_shape(launcher.device.multiprocessors, Shape::of_blocks);
     let Shape { columns, .. } = SHAPES[shape];
     let adds = p.out.dtype == Dtype::Fp32 && (p.mode.add || !p.mode.device.is_null());
     let ahead = adds && fetches(launcher, p.groups.count, columns, depth, indexed);

@@ -1,5 +1,8 @@
 //! Which tiles the Hopper kernels use. benches/tune measures what the table says.
 
+use super::hopper::TILE_ROWS;
+use crate::groups::Groups;
+
 /// Tiles of 128 rows that the teams of a block take by turns, or (of 256 columns) together.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
@@ -38,23 +41,43 @@ fn forced() -> Option<i64> {
     None
 }
 
-/// The place in SHAPES of what takes least time for outputs of `columns` and a reduction of about `depth`, where the
-/// epilogue costs so many times that of a plain store.
-pub(crate) fn best_shape(
-    columns: i64,
-    depth: i64,
-    epilogue: f64,
-    gathered: bool,
-    allowed: impl Fn(&Shape) -> bool,
-) -> usize {
-    let cost = |shape: &Shape| {
-        let tiles = (columns as f64 / shape.columns as f64).ceil();
-        let steps = (depth as f64 / 64.0).ceil();
-        let kind = usize::from(gathered);
-        tiles * shape.columns as f64 * (steps + epilogue * shape.epilogue[kind]) / shape.rate[kind]
-    };
-    let forced = forced();
-    let shapes = (0..SHAPES.len()).filter(|&shape| allowed(&SHAPES[shape]));
-    let shapes = shapes.filter(|&shape| forced.is_none_or(|columns| SHAPES[shape].columns == columns));
-    shapes.min_by(|&a, &b| cost(&SHAPES[a]).total_cmp(&cost(&SHAPES[b]))).unwrap_or(0)
+/// What decides about tiles.
+pub(crate) struct Sizes {
+    /// Tiles of 128 rows of all groups: as many as there may be, each as likely.
+    pub row_tiles: [f64; 3],
+    pub columns: i64,
+    pub depth: i64,
+    /// What the epilogue costs, in plain stores.
+    pub epilogue: f64,
+    pub gathered: bool,
+}
+
+/// The tiles along the rows of groups whose sizes the device alone knows: the last of each is about half full, and a group
+/// that has rows has a tile.
+pub(crate) fn row_tiles(groups: &Groups) -> [f64; 3] {
+    let (rows, groups) = (groups.rows_max as f64, groups.count.min(groups.rows_max) as f64);
+    [0.4, 0.5, 0.6].map(|last| (rows / TILE_ROWS as f64 + last * groups).max(groups))
+}
+
+impl Sizes {
+    /// As many tiles of `columns` as a multiprocessor makes: blocks take them by rounds, and the last takes as long as the others.
+    fn rounds(&self, columns: i64, multiprocessors: i32) -> f64 {
+        let across = (self.columns as f64 / columns as f64).ceil();
+        let rounds = self.row_tiles.map(|tiles| (tiles * across / f64::from(multiprocessors)).ceil().max(1.0));
+        rounds.iter().sum::<f64>() / rounds.len() as f64
+    }
+
+    /// The place in SHAPES of what takes least time.
+    pub fn best_shape(&self, multiprocessors: i32, allowed: impl Fn(&Shape) -> bool) -> usize {
+        let cost = |shape: &Shape| {
+            let steps = (self.depth as f64 / 64.0).ceil();
+            let kind = usize::from(self.gathered);
+            let tile = shape.columns as f64 * (steps + self.epilogue * shape.epilogue[kind]) / shape.rate[kind];
+            self.rounds(shape.columns, multiprocessors) * tile
+        };
+        let forced = forced();
+        let shapes = (0..SHAPES.len()).filter(|&shape| allowed(&SHAPES[shape]));
+        let shapes = shapes.filter(|&shape| forced.is_none_or(|columns| SHAPES[shape].columns == columns));
+        shapes.min_by(|&a, &b| cost(&SHAPES[a]).total_cmp(&cost(&SHAPES[b]))).unwrap_or(0)
+    }
 }
