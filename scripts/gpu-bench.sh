@@ -12,7 +12,7 @@ export LIBMOE="${LIBMOE:-$PWD/target/release/libmoe.so}" PYTHONUNBUFFERED=1
 export PYTHONPATH="$PWD/bindings/python${PYTHONPATH:+:$PYTHONPATH}"
 out=${OUT:-benches/results}
 groups=("$@")
-((${#groups[@]})) || groups=(dispatch decode sinkhorn mlp_fwd,mlp_train,mlp_memory wgrad gemm,gemm_skew router router_logits host stages
+((${#groups[@]})) || groups=(dispatch decode sinkhorn mlp_fwd,mlp_train,mlp_memory wgrad gemm,gemm_skew router router_logits host stages,kernels
   transformers gemm_tokens portable)
 
 mkdir -p "$out"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests the CUDA backend on a machine with a GPU, python3 with torch, and a prebuilt libmoe.so: no cargo, no network.
 #
-#   make stamp                       # where the repository is: build libmoe.so and note what it was built from
+#   scripts/build.sh && python3 scripts/stamp.py    # where the repository is: build libmoe.so and note what it was built from
 #   LIBMOE=target/release/libmoe.so scripts/gpu-suite.sh [--quick] [--no-sanitizers]
 #
 # Writes benches/results/gpu-suite.json (or $OUT/gpu-suite.json).

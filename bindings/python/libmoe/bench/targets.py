@@ -10,6 +10,7 @@ from . import (
     gemm_skew,
     gemm_tokens,
     host,
+    kernels,
     portable,
     router,
     router_logits,
@@ -22,6 +23,6 @@ from .mlp import mlp_fwd, mlp_memory, mlp_train
 
 # Each module gives KEY, ROWS (shape, routing), NEEDS ("gpu" or "cpu") and run(ctx) -> (rows, detail).
 SECTIONS = (
-    gemm, gemm_skew, gemm_tokens, wgrad, mlp_fwd, mlp_train, mlp_memory, stages, decode, dispatch, router_logits, router, sinkhorn,
-    host, cpu, portable, transformers_step,
+    gemm, gemm_skew, gemm_tokens, wgrad, mlp_fwd, mlp_train, mlp_memory, stages, kernels, decode, dispatch, router_logits, router,
+    sinkhorn, host, cpu, portable, transformers_step,
 )
