@@ -68,7 +68,7 @@ pub struct DecodeParams {
 
 /// The most groups whose table a block keeps, and the most rows of all groups together.
 const MAX_GROUPS: i64 = 1024;
-const MAX_ROWS: i64 = 4096;
+const MAX_ROWS: i64 = 2048;
 /// The widest rows: granules of all groups are counted in 32 bits.
 const MAX_WIDTH: i64 = 1 << 20;
 /// The most rows a group, on average, for which reading weights is all that counts.
