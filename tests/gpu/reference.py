@@ -24,7 +24,8 @@ def plan(ids: torch.Tensor, E: int) -> dict[str, torch.Tensor]:
 
 def expert_mlp(x, w1, w2, weights, ids, b1=None, b2=None):
     """Gated SwiGLU, gate first, w1 [E, 2f, d], w2 [E, d, f]; weights at the combine. Differentiable."""
-    y = torch.zeros_like(x)
+    # Part of the graph even where no slot is here.
+    y = 0 * x
     for e in range(w1.shape[0]):
         token, slot = (ids == e).nonzero(as_tuple=True)
         if token.numel() == 0:
