@@ -250,7 +250,7 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
     };
     let depth = p.groups.rows_max / p.groups.count;
     let indexed = gathered || transposed;
-    let row_tiles = [(p.groups.count * ceil(p.rows, TILE_ROWS)) as f64; 3];
+    let row_tiles = [(p.groups.count * ceil(p.rows, TILE_ROWS)) as f64; 2];
     let sizes = Sizes { row_tiles, columns: p.columns, depth, epilogue: 1.0, gathered: indexed };
     let shape = sizes.best_shape(launcher.device.multiprocessors, Shape::of_blocks);
     let Shape { columns, .. } = SHAPES[shape];

@@ -44,7 +44,7 @@ fn forced() -> Option<i64> {
 /// What decides about tiles.
 pub(crate) struct Sizes {
     /// Tiles of 128 rows of all groups: as many as there may be, each as likely.
-    pub row_tiles: [f64; 3],
+    pub row_tiles: [f64; 2],
     pub columns: i64,
     pub depth: i64,
     /// What the epilogue costs, in plain stores.
@@ -52,11 +52,11 @@ pub(crate) struct Sizes {
     pub gathered: bool,
 }
 
-/// The tiles along the rows of groups whose sizes the device alone knows: the last of each is about half full, and a group
-/// that has rows has a tile.
-pub(crate) fn row_tiles(groups: &Groups) -> [f64; 3] {
-    let (rows, groups) = (groups.rows_max as f64, groups.count.min(groups.rows_max) as f64);
-    [0.4, 0.5, 0.6].map(|last| (rows / TILE_ROWS as f64 + last * groups).max(groups))
+/// The tiles along the rows of groups whose sizes the device alone knows: as many rows each, or the last tile of each half full.
+/// A group that has rows has a tile.
+pub(crate) fn row_tiles(groups: &Groups) -> [f64; 2] {
+    let (rows, groups) = (groups.rows_max as f64 / TILE_ROWS as f64, groups.count.min(groups.rows_max).max(1) as f64);
+    [groups * (rows / groups).ceil(), (rows + groups / 2.0).max(groups)]
 }
 
 impl Sizes {
@@ -79,5 +79,32 @@ impl Sizes {
         let shapes = (0..SHAPES.len()).filter(|&shape| allowed(&SHAPES[shape]));
         let shapes = shapes.filter(|&shape| forced.is_none_or(|columns| SHAPES[shape].columns == columns));
         shapes.min_by(|&a, &b| cost(&SHAPES[a]).total_cmp(&cost(&SHAPES[b]))).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The width for groups of so many rows each on so many multiprocessors.
+    fn columns(groups: i64, rows: i64, columns: i64, depth: i64, multiprocessors: i32) -> i64 {
+        let groups =
+            Groups { count: groups, rows_max: groups * rows, offsets: std::ptr::null(), sizes: std::ptr::null() };
+        let sizes = Sizes { row_tiles: row_tiles(&groups), columns, depth, epilogue: 1.0, gathered: false };
+        SHAPES[sizes.best_shape(multiprocessors, |_| true)].columns
+    }
+
+    #[test]
+    fn tiles_that_are_one_round_are_as_narrow_as_that_allows() {
+        assert_eq!(columns(2, 374, 768, 7168, 132), 128);
+        assert_eq!(columns(16, 128, 1536, 2048, 132), 192);
+        // 128 tiles of 128 columns, 96 of 176.
+        assert_eq!(columns(4, 64, 4096, 2048, 132), 128);
+        assert_eq!(columns(4, 64, 4096, 2048, 100), 176);
+    }
+
+    #[test]
+    fn of_many_tiles_the_rate_decides() {
+        assert_eq!(columns(128, 1024, 4096, 2048, 132), columns(128, 1024, 4096, 2048, 78));
     }
 }
