@@ -9,16 +9,12 @@ Written to benches/results/tune-few-tiles.json.
 
 import json
 import math
-import os
-from pathlib import Path
 
-from tune import ROOT, WIDTHS
+from tune import ROOT, WIDTHS, forced
 
 PROBLEMS = 90
 OUTPUTS = (512, 768, 1024, 1536, 2048, 2880, 3072, 4096, 5120, 7168)
 DEPTHS = (512, 768, 1024, 1536, 2048, 2880, 4096, 7168)
-CHOSEN = "chosen"
-VARIABLE = "MOE_TUNE_COLUMNS"
 
 
 def drawn(rng):
@@ -26,16 +22,6 @@ def drawn(rng):
     experts, n, k = (int(rng.choice(of)) for of in ((1, 2, 4, 8, 16, 32, 64, 128), OUTPUTS, DEPTHS))
     tiles = math.exp(rng.uniform(math.log(20), math.log(2500)))
     return experts, max(int(tiles / math.ceil(n / 192) / experts * 128), 8), n, k
-
-
-def with_width(width, call):
-    def run():
-        os.environ.pop(VARIABLE, None)
-        if width != CHOSEN:
-            os.environ[VARIABLE] = str(width)
-        call()
-
-    return run
 
 
 def measure(ctx, rng, gathered):
@@ -54,8 +40,8 @@ def measure(ctx, rng, gathered):
     if gathered:
         args |= dict(row_index=torch.randint(args["a_rows"], (rows,), device="cuda", dtype=torch.int32))
     call = ctx.prepare("grouped_gemm_fwd", dict(dtype=DTYPE_BF16, rows_max=rows, num_groups=experts, n=n, k=k), args)
-    timings = method.time_gpu({width: [with_width(width, call)] for width in (*WIDTHS, CHOSEN)}, replays=10)
-    return dict(E=experts, rows_per_expert=each, n=n, k=k, gathered=gathered), {w: t.median for w, t in timings.items()}
+    timings = method.time_gpu({width: [forced(width, call)] for width in (*WIDTHS, None)}, replays=10)
+    return dict(E=experts, rows_per_expert=each, n=n, k=k, gathered=gathered), {w or "chosen": t.median for w, t in timings.items()}
 
 
 def main():
@@ -66,7 +52,7 @@ def main():
     rng = np.random.default_rng(7)
     with libmoe.Context("cuda:0") as ctx:
         measured = [measure(ctx, rng, i % 3 == 2) for i in range(PROBLEMS)]
-    ratios = [times[CHOSEN] / min(times[width] for width in WIDTHS) for _, times in measured]
+    ratios = [times["chosen"] / min(times[width] for width in WIDTHS) for _, times in measured]
     summary = {"mean": float(np.exp(np.mean(np.log(ratios)))), "most": max(ratios)}
     print(f"the chosen width takes {summary['mean']:.3f} times the best one's time on average, {summary['most']:.3f} at most")
     details = {**method.gpu_state(), "commit": record.commit(), "chosen over best": summary,

@@ -19,18 +19,20 @@ PROBLEMS = [(n, k) for n in (512, 1024, 1536, 2048, 3072, 4096, 7168) for k in (
 ROWS, EXPERTS = 32768, 16
 
 
+def forced(width, call):
+    """The call with tiles of this width; None: of the library's choice."""
+    def run():
+        os.environ["MOE_TUNE_COLUMNS"] = "" if width is None else str(width)
+        call()
+
+    return run
+
+
 def measure():
     """Seconds of each problem by width, rows as they lie and gathered."""
     import libmoe
     import torch
     from libmoe.bench import method
-
-    def forced(width, call):
-        def run():
-            os.environ["MOE_TUNE_COLUMNS"] = str(width)
-            call()
-
-        return run
 
     randn = lambda *size: torch.empty(size, device="cuda", dtype=torch.bfloat16).normal_()
     offsets = torch.arange(EXPERTS + 1, device="cuda") * (ROWS // EXPERTS)
