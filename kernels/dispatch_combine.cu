@@ -166,24 +166,44 @@ __device__ inline void sum_token(const CombineFwdParams &p, const Maps &maps, in
   }
 }
 
-// A warp's first `count` lanes add gradients to the dense ones of their experts (-1: none), those of an expert that was chosen
-// more than once in the order of slots, rounded once. `before`: earlier slots have added, too.
-__device__ inline void add_dense(const DispatchWeightGradients &to, int64_t token, int expert, float gradient, int count,
-                                 bool before) {
-  float sum = 0.0f;
-  bool is_first = expert >= 0;
-#pragma unroll 1
-  for (int i = 0; i < count; ++i) {
-    const float more = __shfl_sync(~0u, gradient, i);
-    if (__shfl_sync(~0u, expert, i) != expert) continue;
-    sum += more;
-    is_first &= i >= lane_id();
+// A token's dense gradients, rounded once: sums a column in FP32, in dynamic shared memory. The block's threads share the columns.
+struct DenseGradients {
+  const DispatchWeightGradients &to;
+  float *sums;
+
+  __device__ inline explicit DenseGradients(const DispatchWeightGradients &to) : to(to) {
+    extern __shared__ float dense_sums[];
+    sums = dense_sums;
   }
-  __syncwarp();
-  if (!is_first) return;
-  const int64_t place = token * to.dense.pitch + expert;
-  store_float(to.dense, place, before ? load_float(to.dense, place) + sum : sum);
-}
+
+  __device__ inline void clear() const {
+    for (int64_t expert = threadIdx.x; expert < to.experts; expert += blockDim.x) sums[expert] = 0.0f;
+    __syncthreads();
+  }
+
+  // The first warp's first `count` lanes have a gradient each for `expert` (-1: none). An expert may be chosen more than once:
+  // its gradients are added in the order of slots.
+  __device__ inline void add(int expert, float gradient, int count) const {
+    float sum = 0.0f;
+    bool is_first = expert >= 0;
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      const float more = __shfl_sync(~0u, gradient, i);
+      if (__shfl_sync(~0u, expert, i) != expert) continue;
+      sum += more;
+      is_first &= i >= lane_id();
+    }
+    if (is_first) sums[expert] += sum;
+    __syncwarp();
+  }
+
+  __device__ inline void write(int64_t token) const {
+    __syncthreads();
+    for (int64_t expert = threadIdx.x; expert < to.experts; expert += blockDim.x) {
+      store_float(to.dense, token * to.dense.pitch + expert, sums[expert]);
+    }
+  }
+};
 
 // The gradients of weights a row go to the token's slots and experts.
 __device__ inline void hand_on_gradients(const CombineFwdParams &p, const Maps &maps, int64_t token) {
@@ -198,16 +218,15 @@ __device__ inline void hand_on_gradients(const CombineFwdParams &p, const Maps &
     }
   }
   if (to.dense.data != nullptr) {
-    for (int64_t expert = threadIdx.x; expert < to.experts; expert += blockDim.x) {
-      store_float(to.dense, token * to.dense.pitch + expert, 0.0f);
-    }
-    __syncthreads();
+    const DenseGradients dense(to);
+    dense.clear();
     for (int first = 0; threadIdx.x < 32 && first < count; first += 32) {
       const int64_t row = first + lane_id() < count ? maps.row(begin + first + lane_id()) : -1;
       const int expert = row < 0 ? -1 : static_cast<int>(maps.expert(row));
       const float gradient = row < 0 ? 0.0f : load_float(p.drow_weights, row);
-      add_dense(to, token, expert, gradient, min(count - first, 32), first > 0);
+      dense.add(expert, gradient, min(count - first, 32));
     }
+    dense.write(token);
   }
 }
 
@@ -330,12 +349,11 @@ template <class T> __device__ inline void backward_by_row(const CombineBwdParams
 // Tokens are handed out, each with all of its rows.
 template <class T> __device__ inline void backward_by_token(const CombineBwdParams &p, const Maps &maps) {
   const DispatchWeightGradients &to = p.dweights;
+  const DenseGradients dense(to);
   for (int64_t token = blockIdx.x; token < maps.tokens; token += gridDim.x) {
     int count;
     const int64_t begin = maps.slots(token, count);
-    for (int64_t e = threadIdx.x; to.dense.data != nullptr && e < to.experts; e += blockDim.x) {
-      store_float(to.dense, token * to.dense.pitch + e, 0.0f);
-    }
+    if (to.dense.data != nullptr) dense.clear();
     for (int first = 0; first < count; first += 32) {
       const bool valid = first + lane_id() < count;
       const int64_t slot = begin + first + lane_id();
@@ -347,8 +365,9 @@ template <class T> __device__ inline void backward_by_token(const CombineBwdPara
       if (jobs.row >= 0 && to.row.data != nullptr) store_float(to.row, jobs.row, gradient);
       if (to.dense.data == nullptr) continue;
       const int expert = jobs.row < 0 ? -1 : static_cast<int>(maps.expert(jobs.row));
-      add_dense(to, token, expert, gradient, jobs.count, first > 0);
+      dense.add(expert, gradient, jobs.count);
     }
+    if (to.dense.data != nullptr) dense.write(token);
   }
   for_padding(maps, [&](int64_t row) {
     for (int64_t column = lane_id(); p.drows.data != nullptr && column < p.hidden; column += 32) {

@@ -245,8 +245,9 @@ def test_dispatch_bwd(ctx, rng, guarded, mode):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_gradients_of_an_expert_chosen_often_are_rounded_once(ctx, rng, guarded, dtype):
-    case = random_case(rng, x="fp32", w=dtype, tokens=5, hidden=8, experts=3, top_k=32, csr=False, rows_per_group=0)
+@pytest.mark.parametrize("top_k", [32, 100])
+def test_gradients_of_an_expert_chosen_often_are_rounded_once(ctx, rng, guarded, dtype, top_k):
+    case = random_case(rng, x="fp32", w=dtype, tokens=5, hidden=8, experts=3, top_k=top_k, csr=False, rows_per_group=0)
     gradient, given = floats(rng, case.rows, dtype, case.plan.num_rows)
     dense = guarded((case.bound, case.experts), dtype)
     ctx.run("dispatch_bwd", case.desc, args(

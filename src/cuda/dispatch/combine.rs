@@ -31,6 +31,11 @@ pub fn gradients(
     DispatchWeightGradients { slot: given(slot), row: given(row), dense: given(dense), experts }
 }
 
+/// Shared memory for a token's sums of dense gradients, in bytes.
+fn sums_of_experts(to: &DispatchWeightGradients) -> u32 {
+    if to.dense.data.is_null() { 0 } else { to.experts as u32 * size_of::<f32>() as u32 }
+}
+
 /// Elements that a thread accesses at once.
 fn step(packs: bool, dtype: Dtype) -> i64 {
     if packs { 16 / dtype.size() } else { 1 }
@@ -80,6 +85,7 @@ impl Sum<'_> {
             kernel: instance(self.rows.dtype, kernels),
             grid: [blocks.min(ROW) as u32, (blocks as u64).div_ceil(ROW as u64).clamp(1, 65535) as u32, 1],
             block: threads(threads_of_all, COMBINE_FWD_THREADS),
+            shared: sums_of_experts(&params.dweights),
             overlap: true,
             ..Default::default()
         };
@@ -106,6 +112,7 @@ pub fn combine_bwd(launcher: &Launcher, problem: &CombineBwd) -> Result<()> {
         kernel: instance(params.dy.dtype, ["combine_bwd_fp32", "combine_bwd_fp16", "combine_bwd_bf16"]),
         grid: [params.maps.blocks(), 1, 1],
         block: threads(params.hidden / step(params.packs, params.dy.dtype), COMBINE_THREADS),
+        shared: sums_of_experts(&params.dweights),
         ..Default::default()
     };
     launcher.launch(&launch, &params)
