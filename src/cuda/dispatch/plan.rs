@@ -19,9 +19,14 @@ pub struct Shape {
     places: Part,
 }
 
+/// Bytes of shared memory beside what kernels have of fixed size.
+fn dynamic_memory(device: &Device) -> i64 {
+    i64::from(device.shared_memory) - 1024
+}
+
 pub fn plan_layout(device: &Device, sizes: &PlanSizes) -> (Layout, Shape) {
     let columns = (sizes.groups + 1 + 3) / 4 * 4;
-    let fits = |warps: &i64| shared_bytes(*warps, columns) <= i64::from(device.shared_memory) - 1024;
+    let fits = |warps: &i64| shared_bytes(*warps, columns) <= dynamic_memory(device);
     let warps = (0..5).map(|halvings| DISPATCH_PLAN_WARPS >> halvings).find(fits);
     let shared = warps.map_or(0, |warps| shared_bytes(warps, columns) as u32);
     // Every block reads the counts of all: their number is such that this stays cheap beside the slots themselves.
@@ -51,7 +56,8 @@ struct ByIds {
 }
 
 impl ByIds {
-    fn new(sizes: &PlanSizes, choice: &Choice, blocks: i64) -> Option<Self> {
+    /// None: another kernel takes the choice. `memory`: bytes of shared memory that a block may have.
+    fn new(sizes: &PlanSizes, choice: &Choice, blocks: i64, memory: i64) -> Option<Self> {
         let (slots, groups) = (sizes.slots(), sizes.groups);
         // What a warp does but once takes longer than a few slots: warps are no more than many slots need.
         let most = match slots / blocks {
@@ -64,8 +70,10 @@ impl ByIds {
         let warps = blocks * threads / 32;
         let run = ((slots + warps - 1) / warps + 31) / 32 * 32;
         // Places in a block are counted in 16 bits, slots in 32.
-        let fits = groups <= DISPATCH_PLAN_THREADS && run * threads / 32 < 1 << 16 && slots < 1 << 31;
-        (matches!(choice, Choice::Ids(_)) && fits).then_some(ByIds { threads, run })
+        let counts_fit = groups <= DISPATCH_PLAN_THREADS && run * threads / 32 < 1 << 16 && slots < 1 << 31;
+        let by_ids = ByIds { threads, run };
+        let fits = counts_fit && i64::from(by_ids.shared(groups)) <= memory;
+        (matches!(choice, Choice::Ids(_)) && fits).then_some(by_ids)
     }
 
     /// The block's first and last rows of each group, sums of blocks, and counts of warps.
@@ -89,7 +97,7 @@ pub fn plan(
             Choice::ByteMask(mask) => (DISPATCH_BYTE_MASK, mask),
             Choice::BitMask(mask) => (DISPATCH_BIT_MASK, mask),
         };
-        let by_ids = ByIds::new(sizes, &plan.choice, shape.blocks.into());
+        let by_ids = ByIds::new(sizes, &plan.choice, shape.blocks.into(), dynamic_memory(device));
         let params = DispatchPlanParams {
             tokens: plan.tokens,
             experts: sizes.experts,
@@ -131,4 +139,26 @@ pub fn plan(
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_block_has_no_room_for_is_left_to_another_kernel() {
+        let sizes = PlanSizes {
+            tokens: 1 << 18,
+            experts: 1024,
+            top_k: 8,
+            expert_begin: 0,
+            groups: 1024,
+            alignment: 1,
+            rows_per_group: 0,
+            rows: 1 << 21,
+        };
+        let choice = Choice::Ids(Matrix::ABSENT);
+        assert!(ByIds::new(&sizes, &choice, 100, 226 << 10).is_some());
+        assert!(ByIds::new(&sizes, &choice, 100, 98 << 10).is_none());
+    }
 }
