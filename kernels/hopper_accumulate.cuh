@@ -17,8 +17,7 @@ namespace hopper {
 template <bool SWAPPED, int COLUMNS, int FETCHED> struct Accumulation {
   static constexpr int STRIPS = COLUMNS / 32;
   static constexpr int PLACE = HOPPER_STAGING;
-  // From one place of a warp to its next.
-  static constexpr int NEXT = 8 * PLACE;
+  static constexpr int NEXT = NEXT_PLACE;
 
   const Target &to;
   uint32_t staging;

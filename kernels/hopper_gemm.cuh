@@ -22,6 +22,7 @@
 //                                                epilogue of a warp's first rows reads, and to load a number that a
 //                                                lane gives `finish` of all rows of the warp
 //   ROLLED                                       its epilogue is so long that the code for a tile's halves is to be one
+//   BOXES                                        its epilogue stores by the copy engine, which reads after it has returned
 //   STAGING, PLACES                              bytes of shared memory of a warp's own, at `staging`, and how many times
 //                                                there are as many, 8 * STAGING apart
 //   void finish(const Tile &, int row, float (&sums)[COLUMNS / 2], uint32_t staging, [float prepared]) const
@@ -173,6 +174,7 @@ __device__ inline void consume(const Problem &problem, const Shared<Problem> &sh
       }
     }
   }
+  if constexpr (Problem::BOXES) wait_for_boxes();
 }
 
 template <class Problem> __device__ inline void run(const Problem &problem) {

@@ -1,6 +1,7 @@
 // Rows through each group's weight, on Hopper: C_g[M_g, N] = A_g[M_g, K] * B_g, B_g [N, K] or, across, [K, N].
 #pragma once
 
+#include "hopper_boxes.cuh"
 #include "hopper_rows.cuh"
 
 namespace hopper {
@@ -9,6 +10,10 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Lin
   static constexpr int COLUMNS = WIDTH;
   // The epilogue of other outputs does not fit: the host knows.
   static constexpr bool NARROW = Linear::CROWDED;
+
+  static constexpr bool BOXES = true;
+  // The widest by turns leave room for one.
+  static constexpr int PLACES = WIDTH == 192 ? 1 : HOPPER_BOX_PLACES;
 
   const HopperLinearParams &p;
 
@@ -50,9 +55,13 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Lin
                   ? nullptr
                   : bias.data + (tile.group * bias.pitch + tile.column) * (bias.dtype == MOE_DTYPE_FP32 ? 4 : 2);
     to.bias_dtype = bias.dtype;
+    const StoredBoxes boxes = {p.boxed ? &p.c_boxes : nullptr, tile.column, tile.begin + tile.row};
     if constexpr (NARROW) {
-      store_narrow<T, COLUMNS / 2>(to, row, sums, staging);
+      store_boxed<T, COLUMNS / 2, PLACES>(to, boxes, row, sums, staging);
+    } else if (to.narrow && !to.add) {
+      store_boxed<T, COLUMNS / 2, PLACES>(to, boxes, row, sums, staging);
     } else {
+      part(to, row, staging);
       store<T>(to, row, sums, staging);
     }
   }

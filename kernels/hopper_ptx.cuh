@@ -85,6 +85,21 @@ __device__ inline void multicast_box(uint32_t to, const TensorMap *map, uint32_t
       "[%1, {%4, %5, %6}], [%2], %3;" ::"r"(to), "l"(map), "r"(barrier), "h"(blocks), "r"(x), "r"(y), "r"(z) : "memory");
 }
 
+// ---- Bulk tensor copies out of shared memory; a thread waits for its own.
+
+// In units of 16 bytes: a matrix whose rows end within one is written beyond them.
+__device__ inline void store_box(const TensorMap *map, uint32_t from, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(from), "r"(x),
+               "r"(y)
+               : "memory");
+}
+
+// Those up to here are what is waited for next.
+__device__ inline void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Until all have read what they copy.
+__device__ inline void store_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 // ---- Tensor maps that are made on the device, in shared memory, and then published.
 
 __device__ inline void set_map_address(uint32_t map, uint64_t address) {

@@ -18,6 +18,7 @@ template <class T, int WIDTH, bool TURNS, bool ACROSS, bool GATHERED> struct Row
   static constexpr bool MASKS = false;
   static constexpr bool PREPARES = false;
   static constexpr bool ROLLED = false;
+  static constexpr bool BOXES = false;
   // Few registers are left beside so many sums.
   static constexpr bool CROWDED = TURNS && WIDTH > 128;
   static constexpr int STAGING = HOPPER_STAGING;

@@ -13,6 +13,8 @@ constexpr int DEPTH = 64;
 constexpr int TEAM = 128;
 constexpr int GEMM_THREADS = 3 * TEAM;
 constexpr int STAGE_A = TILE_ROWS * LINE;
+// From one place of a warp's staging to its next, where there are some.
+constexpr int NEXT_PLACE = 8 * HOPPER_STAGING;
 
 struct Tile {
   int group;
@@ -54,6 +56,12 @@ __device__ inline bool has_boxes(const BoxSource &source, int64_t group) {
 // One thread, before it copies by a group's map.
 __device__ inline void acquire(const BoxSource &source, int group) {
   if (source.maps != nullptr) acquire_map(source.maps + group);
+}
+
+// The warp's stores by boxes have read what it laid out.
+__device__ inline void wait_for_boxes() {
+  if (threadIdx.x % 32 == 0) store_wait();
+  __syncwarp();
 }
 
 // Shared memory: the ring's stages, what epilogues lay out in, barriers, the schedule.

@@ -18,6 +18,7 @@ template <class T, int WIDTH, bool TURNS, bool GATHERED, bool AHEAD> struct Wgra
   static constexpr bool MASKS = true;
   static constexpr bool PREPARES = AHEAD;
   static constexpr bool ROLLED = false;
+  static constexpr bool BOXES = false;
   static constexpr int STAGING = HOPPER_STAGING;
   // Strips that a warp has room for.
   static constexpr int PLACES = AHEAD ? HOPPER_PLACES : 1;

@@ -14,22 +14,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTHS = (128, 176, 192, 256)
+KINDS = ("plain", "gathered")
+# Who stores outputs: the warps that made them, or the copy engine.
+WAYS = ("by_warps", "by_boxes")
 # Outputs, reduction; rows and experts are the same for all.
 PROBLEMS = [(n, k) for n in (512, 1024, 1536, 2048, 3072, 4096, 7168) for k in (256, 512, 768, 1024, 2048, 4096, 14336)]
-ROWS, EXPERTS = 32768, 16
+ROWS, EXPERTS = 32768, 32
 
 
-def forced(width, call):
-    """The call with tiles of this width; None: of the library's choice."""
+def forced(width, call, boxes=True):
+    """The call with tiles of this width; None: of the library's choice. `boxes`: outputs may be stored by the copy engine."""
     def run():
         os.environ["MOE_TUNE_COLUMNS"] = "" if width is None else str(width)
+        os.environ["MOE_TUNE_BOXES"] = str(int(boxes))
         call()
 
     return run
 
 
 def measure():
-    """Seconds of each problem by width, rows as they lie and gathered."""
+    """Seconds of each problem by way of storing, rows as they lie or gathered, and width."""
     import libmoe
     import torch
     from libmoe.bench import method
@@ -47,9 +51,14 @@ def measure():
                 kind: ctx.prepare("grouped_gemm_fwd", desc, given)
                 for kind, given in {"plain": args, "gathered": dict(args, row_index=index)}.items()
             }
-            variants = {(kind, width): [forced(width, call)] for kind, call in calls.items() for width in WIDTHS}
+            variants = {
+                (way, kind, width): [forced(width, calls[kind], way == "by_boxes")]
+                for way in WAYS for kind in KINDS for width in WIDTHS
+            }
             timings = method.time_gpu(variants, replays=12)
-            times.append({kind: {width: timings[kind, width].median for width in WIDTHS} for kind in calls})
+            times.append({
+                way: {kind: {width: timings[way, kind, width].median for width in WIDTHS} for kind in KINDS} for way in WAYS
+            })
     return times
 
 
@@ -70,11 +79,17 @@ def main():
     from libmoe.bench import method, record
 
     times = measure()
-    fitted = {kind: {width: fit(width, [t[kind][width] for t in times]) for width in WIDTHS} for kind in ("plain", "gathered")}
+    fitted = {
+        way: {kind: {width: fit(width, [t[way][kind][width] for t in times]) for width in WIDTHS} for kind in KINDS} for way in WAYS
+    }
     for width in WIDTHS:
-        rates = ", ".join(f"{of[192][0] / of[width][0]:.2f}" for of in fitted.values())
-        epilogues = ", ".join(f"{of[width][1]:.1f}" for of in fitted.values())
-        print(f"    Shape {{ columns: {width}, rate: [{rates}], epilogue: [{epilogues}] }},")
+        costs = []
+        for way in WAYS:
+            of = fitted[way].values()
+            rates = ", ".join(f"{kind[192][0] / kind[width][0]:.2f}" for kind in of)
+            epilogues = ", ".join(f"{kind[width][1]:.1f}" for kind in of)
+            costs.append(f"{way}: costs([{rates}], [{epilogues}])")
+        print(f"    Shape {{ columns: {width}, {', '.join(costs)} }},")
     details = {**method.gpu_state(), "commit": record.commit(), "problems": PROBLEMS, "seconds": times, "fitted": fitted}
     (ROOT / "benches/results/tune.json").write_text(json.dumps(details, indent=1) + "\n")
 

@@ -18,13 +18,19 @@ constexpr static const int32_t HOPPER_STAGING = 2048;
 
 constexpr static const int32_t HOPPER_PLACES = 3;
 
+/// The same where outputs are stored by boxes, but for tiles of 192 columns.
+constexpr static const int32_t HOPPER_BOX_PLACES = 2;
+
 struct HopperLinearParams {
   /// Unused where A is gathered.
   BoxSource a_boxes;
   BoxSource b_boxes;
-  LinearParams linear;
+  /// By which whole rows of C are stored, if they are.
+  TensorMap c_boxes;
+  bool boxed;
   /// Of the ring of copies.
   int32_t stages;
+  LinearParams linear;
 };
 
 struct HopperWgradParams {

@@ -159,6 +159,7 @@ pub fn linear_activate(launcher: &Launcher, p: &LinearActivate, room: *mut Tenso
         depth: p.shape.hidden,
         epilogue: 2.0,
         gathered: p.input.gather.is_some(),
+        boxed: false,
     };
     let shape = sizes.best_shape(launcher.device.multiprocessors, |shape| {
         !shape.crowded() || form == Form::Halves && out_in && p.fc1.bias.is_none()

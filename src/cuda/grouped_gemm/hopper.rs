@@ -1,6 +1,6 @@
 //! Grouped GEMM by Hopper's wgmma and TMA (kernels/hopper_gemm.cuh): which problems it takes, and its launches.
 
-use super::shapes::{SHAPES, Shape, Sizes, row_tiles};
+use super::shapes::{SHAPES, Shape, Sizes, boxes_allowed, row_tiles};
 use super::tensor_map::{BoxSource, Boxes, TensorMap};
 use super::{LinearParams, WgradParams, linear_params};
 use crate::cuda::device::Device;
@@ -52,9 +52,12 @@ pub struct HopperLinearParams {
     /// Unused where A is gathered.
     pub a_boxes: BoxSource,
     pub b_boxes: BoxSource,
-    pub linear: LinearParams,
+    /// By which whole rows of C are stored, if they are.
+    pub c_boxes: TensorMap,
+    pub boxed: bool,
     /// Of the ring of copies.
     pub stages: i32,
+    pub linear: LinearParams,
 }
 
 #[repr(C)]
@@ -78,6 +81,8 @@ pub const HOPPER_HANDED_BYTES: i32 = 32;
 /// Bytes in which a warp lays 16 rows out; and so many times as many where old values of gradients are copied ahead.
 pub const HOPPER_STAGING: i32 = 2048;
 pub const HOPPER_PLACES: i32 = 3;
+/// The same where outputs are stored by boxes, but for tiles of 192 columns.
+pub const HOPPER_BOX_PLACES: i32 = 2;
 
 /// As kernels/hopper_gemm.cuh says.
 const THREADS: u32 = 384;
@@ -133,6 +138,22 @@ pub fn weight_boxes(weight: &Grouped, groups: i64, layout: WeightLayout, n: i64,
     }
 }
 
+/// Whether C is of 16 bits and nothing is added to (kernels/hopper_linear.cuh: NARROW).
+fn narrow(p: &Linear) -> bool {
+    p.c.dtype != Dtype::Fp32 && !p.output.mode.add && p.output.mode.device.is_null()
+}
+
+/// The boxes of whole rows of C, if it can be stored by them: what is stored ends at a multiple of 16 bytes.
+fn output_boxes(p: &Linear) -> Option<Boxes> {
+    let boxes = row_boxes(&p.c, p.groups.rows_max, p.n, 16, false);
+    (narrow(p) && p.n % 8 == 0 && boxes.fits() && boxes_allowed()).then_some(boxes)
+}
+
+/// Places of 16 rows from which a warp stores boxes (kernels/hopper_linear.cuh).
+fn box_places(columns: i64) -> i64 {
+    if columns == 192 { 1 } else { HOPPER_BOX_PLACES.into() }
+}
+
 fn boxes_of(p: &Linear, columns: i64) -> Boxes {
     weight_boxes(&p.b, p.groups.count, p.layout, p.n, p.k, columns)
 }
@@ -184,8 +205,8 @@ pub fn takes_linear(device: &Device, p: &Linear, room: *mut TensorMap) -> bool {
 }
 
 pub fn linear(launcher: &Launcher, p: &Linear, room: *mut TensorMap) -> Result<()> {
-    // kernels/hopper_linear.cuh: NARROW.
-    let narrow = p.c.dtype != Dtype::Fp32 && !p.output.mode.add && p.output.mode.device.is_null();
+    let narrow = narrow(p);
+    let c_boxes = output_boxes(p);
     let across = p.layout == WeightLayout::InOut;
     let sizes = Sizes {
         row_tiles: row_tiles(&p.groups),
@@ -193,6 +214,7 @@ pub fn linear(launcher: &Launcher, p: &Linear, room: *mut TensorMap) -> Result<(
         depth: p.k,
         epilogue: 1.0,
         gathered: p.gather.is_some(),
+        boxed: c_boxes.is_some(),
     };
     let shape = sizes.best_shape(launcher.device.multiprocessors, |shape| {
         (narrow || !shape.crowded()) && (!across || shape.of_blocks())
@@ -201,15 +223,29 @@ pub fn linear(launcher: &Launcher, p: &Linear, room: *mut TensorMap) -> Result<(
     let mut params = HopperLinearParams {
         a_boxes: row_source(launcher, &p.a, &p.gather, p.groups.rows_max, p.k)?,
         b_boxes: boxes_of(p, columns).source_of(launcher, &p.b, room)?,
-        linear: linear_params(launcher, p),
+        c_boxes: TensorMap { words: [0; 16] },
+        boxed: false,
         stages: 0,
+        linear: linear_params(launcher, p),
     };
+    if let Some(boxes) = c_boxes {
+        params.c_boxes = boxes.map(launcher)?;
+        params.boxed = true;
+    }
     const KERNELS: [[[[&str; 4]; 2]; 2]; 2] = kernels!("hopper_linear_", widths);
     let kernel = pick(&KERNELS, p.a.dtype, &p.gather, across)[shape];
-    launch(launcher, kernel, p.groups.count, columns, tiles_of(&p.groups, p.n, columns), STAGING, |stages| {
-        params.stages = stages;
-        params
-    })
+    launch(
+        launcher,
+        kernel,
+        p.groups.count,
+        columns,
+        tiles_of(&p.groups, p.n, columns),
+        box_places(columns) * STAGING,
+        |stages| {
+            params.stages = stages;
+            params
+        },
+    )
 }
 
 /// Of kernels by dtype, gathered or not, and layout.
@@ -251,7 +287,7 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
     let depth = p.groups.rows_max / p.groups.count;
     let indexed = gathered || transposed;
     let row_tiles = [(p.groups.count * ceil(p.rows, TILE_ROWS)) as f64; 2];
-    let sizes = Sizes { row_tiles, columns: p.columns, depth, epilogue: 1.0, gathered: indexed };
+    let sizes = Sizes { row_tiles, columns: p.columns, depth, epilogue: 1.0, gathered: indexed, boxed: false };
     let shape = sizes.best_shape(launcher.device.multiprocessors, Shape::of_blocks);
     let Shape { columns, .. } = SHAPES[shape];
     let adds = p.out.dtype == Dtype::Fp32 && (p.mode.add || !p.mode.device.is_null());

@@ -3,22 +3,34 @@
 use super::hopper::TILE_ROWS;
 use crate::groups::Groups;
 
+/// What tiles of a width cost, of rows as they lie and of rows that an index names.
+#[derive(Clone, Copy)]
+struct Costs {
+    /// Products a second beside those of 192 columns.
+    rate: [f64; 2],
+    /// Steps of 64 of the reduction that a tile's plain epilogue costs besides.
+    epilogue: [f64; 2],
+}
+
 /// Tiles of 128 rows that the teams of a block take by turns, or (of 256 columns) together.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
     pub columns: i64,
-    /// Products a second beside those of 192 columns, of rows as they lie and of rows that an index names.
-    rate: [f64; 2],
-    /// Steps of 64 of the reduction that a tile's plain epilogue costs besides, of both.
-    epilogue: [f64; 2],
+    /// Where warps store their outputs, and where the copy engine does, by boxes.
+    by_warps: Costs,
+    by_boxes: Costs,
+}
+
+const fn costs(rate: [f64; 2], epilogue: [f64; 2]) -> Costs {
+    Costs { rate, epilogue }
 }
 
 #[rustfmt::skip]
 pub(crate) const SHAPES: [Shape; 4] = [
-    Shape { columns: 128, rate: [0.99, 0.92], epilogue: [3.7, 3.2] },
-    Shape { columns: 176, rate: [1.00, 0.98], epilogue: [3.1, 2.8] },
-    Shape { columns: 192, rate: [1.00, 1.00], epilogue: [2.8, 2.7] },
-    Shape { columns: 256, rate: [0.95, 1.03], epilogue: [4.3, 4.6] },
+    Shape { columns: 128, by_warps: costs([0.99, 0.91], [3.2, 2.8]), by_boxes: costs([0.98, 0.90], [2.4, 2.2]) },
+    Shape { columns: 176, by_warps: costs([1.00, 0.98], [2.7, 2.5]), by_boxes: costs([0.99, 0.97], [2.1, 2.0]) },
+    Shape { columns: 192, by_warps: costs([1.00, 1.00], [2.5, 2.4]), by_boxes: costs([1.00, 1.00], [2.1, 2.1]) },
+    Shape { columns: 256, by_warps: costs([0.94, 1.03], [3.4, 3.9]), by_boxes: costs([0.95, 1.02], [2.7, 3.1]) },
 ];
 
 impl Shape {
@@ -41,6 +53,14 @@ fn forced() -> Option<i64> {
     None
 }
 
+/// Whether outputs may be stored by boxes: a measurement may ask for warps.
+pub(crate) fn boxes_allowed() -> bool {
+    #[cfg(feature = "tune")]
+    return std::env::var("MOE_TUNE_BOXES").map_or(true, |allowed| allowed != "0");
+    #[cfg(not(feature = "tune"))]
+    true
+}
+
 /// What decides about tiles.
 pub(crate) struct Sizes {
     /// Tiles of 128 rows of all groups: as many as there may be, each as likely.
@@ -50,6 +70,7 @@ pub(crate) struct Sizes {
     /// What the epilogue costs, in plain stores.
     pub epilogue: f64,
     pub gathered: bool,
+    pub boxed: bool,
 }
 
 /// The tiles along the rows of groups whose sizes the device alone knows: as many rows each, or the last tile of each half full.
@@ -72,7 +93,8 @@ impl Sizes {
         let cost = |shape: &Shape| {
             let steps = (self.depth as f64 / 64.0).ceil();
             let kind = usize::from(self.gathered);
-            let tile = shape.columns as f64 * (steps + self.epilogue * shape.epilogue[kind]) / shape.rate[kind];
+            let Costs { rate, epilogue } = if self.boxed { shape.by_boxes } else { shape.by_warps };
+            let tile = shape.columns as f64 * (steps + self.epilogue * epilogue[kind]) / rate[kind];
             self.rounds(shape.columns, multiprocessors) * tile
         };
         let forced = forced();
@@ -90,7 +112,8 @@ mod tests {
     fn columns(groups: i64, rows: i64, columns: i64, depth: i64, multiprocessors: i32) -> i64 {
         let groups =
             Groups { count: groups, rows_max: groups * rows, offsets: std::ptr::null(), sizes: std::ptr::null() };
-        let sizes = Sizes { row_tiles: row_tiles(&groups), columns, depth, epilogue: 1.0, gathered: false };
+        let sizes =
+            Sizes { row_tiles: row_tiles(&groups), columns, depth, epilogue: 1.0, gathered: false, boxed: true };
         SHAPES[sizes.best_shape(multiprocessors, |_| true)].columns
     }
 

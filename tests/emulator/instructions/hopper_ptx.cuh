@@ -46,6 +46,21 @@ inline void copy_box(uint32_t to, const TensorMap *map, uint32_t barrier, int x,
   Barrier::at(barrier).settle();
 }
 
+// Whole chunks of 16 bytes, as a GPU does.
+inline void store_box(const TensorMap *map, uint32_t from, int x, int y) {
+  const uint64_t *const words = map->words, *const sizes = words + 4;
+  check_alignment(from, 1024);
+  check_alignment(2 * x, 16);
+  for (int r = 0; r < int(words[3]) && y + r < int64_t(sizes[1]); ++r) {
+    for (int chunk = 0; chunk < 8 && x + chunk * 8 < int64_t(sizes[0]); ++chunk) {
+      char *const to = reinterpret_cast<char *>(words[0]) + (x + chunk * 8) * 2 + (y + r) * words[8];
+      memcpy(to, emulator::at(from + r * 128 + ((chunk ^ r % 8) << 4)), 16);
+    }
+  }
+}
+inline void store_commit() {}
+inline void store_wait() {}
+
 inline void multicast_box(uint32_t to, const TensorMap *map, uint32_t barrier, uint16_t blocks, int x, int y, int z = 0) {
   for (uint32_t rank = 0; rank < 2; ++rank) {
     if (blocks >> rank & 1) copy_box((to & 0xffffff) | rank << 24, map, (barrier & 0xffffff) | rank << 24, x, y, z);
