@@ -32,13 +32,18 @@ class Pair:
     def randn(self, *shape, dtype=F32, scale=1.0):
         return (self.rng.standard_normal(shape) * scale).astype(dtype)
 
+    def workspace(self, op, desc):
+        """The expert MLP's is NaN: initcheck does not see what the copy engine stores there, and takes all of it for never written."""
+        size = max(1, self.gpu.query(op + "_workspace_size", desc))
+        return DeviceArray.of(np.full(size, 0xFF, np.uint8)) if op.startswith("expert_mlp") else DeviceArray(size, np.uint8)
+
     def run(self, op, desc, inputs, outputs, modes=None, valid=None):
         """inputs: arrays; outputs: arrays to be written (their present values matter for ADD). Returns the GPU's outputs."""
         modes = modes or {}
         host = {name: array.copy() for name, array in outputs.items()}
         self.cpu.run(op, desc, {**inputs, **host, **modes})
         there = {name: DeviceArray.of(array) for name, array in {**inputs, **outputs}.items()}
-        workspace = DeviceArray(max(1, self.gpu.query(op + "_workspace_size", desc)), np.uint8)
+        workspace = self.workspace(op, desc)
         self.gpu.run(op, desc, {**there, **modes}, workspace=workspace, stream=0)
         self.device.synchronize()
         found = {name: there[name].numpy() for name in outputs}

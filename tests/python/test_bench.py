@@ -135,7 +135,17 @@ def test_rows_stay_open_where_deepgemm_did_not_run(monkeypatch, on_h200):
     assert rows["olmoe up"]["peer_name"] == "torch grouped_mm" and rows["olmoe up"]["met"] is None
 
 
+@pytest.mark.parametrize("skewed, met", [(0.86, True), (0.85, False)])
+def test_skew_is_judged_by_what_took_turns(monkeypatch, on_h200, skewed, met):
+    monkeypatch.setattr(gemm_skew, "by_turns", lambda ctx, name, case: {"uniform": 0.9, "skewed": skewed})
+    rows, detail = gemm_rows(monkeypatch, rates(700.0), section=gemm_skew)
+    row = rows["olmoe dgrad"]
+    assert row["ours"] == skewed and row["peer"] == 0.9 and row["met"] is met
+    assert detail["TFLOP/s"]["olmoe dgrad"]["of the limit, uniform"] == 0.9
+
+
 def test_deepgemm_stands_beside_under_skewed_routing(monkeypatch, on_h200):
+    monkeypatch.setattr(gemm_skew, "by_turns", lambda ctx, name, case: {"uniform": 0.9, "skewed": 0.9})
     rows, _ = gemm_rows(monkeypatch, rates(700.0, deepgemm_rate=650.0), section=gemm_skew)
     assert rows["qwen3-30b up"]["deepgemm_tflops"] == 650
     rows, _ = gemm_rows(monkeypatch, rates(700.0), section=gemm_skew)

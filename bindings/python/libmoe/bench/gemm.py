@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import libmoe
 
@@ -40,35 +41,57 @@ def limit(shape: Shape, case: str, rows_per_expert: list[int], tile: int = 64) -
     return stage(2 * padded * n * k, 2 * (rows * (n + k) + used * n * k))
 
 
+def problem(ctx, counts, n: int, k: int, across: bool) -> SimpleNamespace:
+    """Random operands of C[M, n] = A[M, k] B, `counts` rows a group, B [E, k, n] where `across`, and libmoe's call."""
+    import torch
+
+    randn = lambda *size: torch.empty(size, device="cuda", dtype=torch.bfloat16).normal_()
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    rows, groups = int(offsets[-1]), len(counts)
+    a, c = randn(rows, k), torch.empty(rows, n, device="cuda", dtype=torch.bfloat16)
+    b = randn(groups, *((k, n) if across else (n, k)))
+    desc = dict(dtype=libmoe.DTYPE_BF16, rows_max=rows, num_groups=groups)
+    if across:
+        call = ctx.prepare("grouped_gemm_bwd", dict(desc, n=k, k=n), dict(dc=a, b=b, da=c, group_offsets=offsets))
+    else:
+        call = ctx.prepare("grouped_gemm_fwd", dict(desc, n=n, k=k), dict(a=a, b=b, c=c, group_offsets=offsets, a_rows=rows))
+    return SimpleNamespace(call=call, a=a, b=b, c=c, ends=offsets[1:].int(), flops=2 * rows * n * k)
+
+
 def rates(ctx, counts, n: int, k: int, across: bool = False, replays: int = 20, beside: str | None = None) -> dict:
-    """TFLOP/s of libmoe, torch and the dense GEMM at C[M, n] = A[M, k] B, `counts` rows a group; B [E, k, n] where `across`.
+    """TFLOP/s of libmoe, torch and the dense GEMM at a problem.
 
     `beside`: name of the shape for which DeepGEMM runs, too; the reason stands in "absent" where it does not.
     """
     import torch
 
-    randn = lambda *size: torch.empty(size, device="cuda", dtype=torch.bfloat16).normal_()
+    made = problem(ctx, counts, n, k, across)
+    a, b, c, ends = made.a, made.b, made.c, made.ends
     gmm = getattr(torch.nn.functional, "grouped_mm", None) or torch._grouped_mm
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    rows, groups, ends = int(offsets[-1]), len(counts), offsets[1:].int()
-    a, c = randn(rows, k), torch.empty(rows, n, device="cuda", dtype=torch.bfloat16)
-    b = randn(groups, *((k, n) if across else (n, k)))
-    desc = dict(dtype=libmoe.DTYPE_BF16, rows_max=rows, num_groups=groups)
-    if across:
-        ours = ctx.prepare("grouped_gemm_bwd", dict(desc, n=k, k=n), dict(dc=a, b=b, da=c, group_offsets=offsets))
-    else:
-        ours = ctx.prepare("grouped_gemm_fwd", dict(desc, n=n, k=k), dict(a=a, b=b, c=c, group_offsets=offsets, a_rows=rows))
     theirs = b if across else b.transpose(1, 2)
     peers, absent = {}, None
     if beside:
         call, absent = attempt(deepgemm.NAME, beside, lambda: deepgemm.grouped(a, b, counts, across, gmm(a, theirs, offs=ends)))
         peers = {deepgemm.NAME: [call]} if call else {}
     timings = method.time_gpu({
-        "libmoe": [ours], "torch grouped_mm": [lambda: gmm(a, theirs, offs=ends)],
+        "libmoe": [made.call], "torch grouped_mm": [lambda: gmm(a, theirs, offs=ends)],
         "dense": [lambda: torch.mm(a, theirs[0], out=c)],
     }, replays=replays, peers=peers)
-    result = {variant: 2 * rows * n * k / t.median / 1e12 for variant, t in timings.items()}
+    result = {variant: made.flops / t.median / 1e12 for variant, t in timings.items()}
     return {**result, "absent": absent} if absent else result
+
+
+def counts_of(shape: Shape, kind: str):
+    """Rows of each expert."""
+    import torch
+
+    ids, _ = routing(shape.T, shape.E, shape.K, kind)
+    return torch.bincount(ids.flatten().long(), minlength=shape.E)
+
+
+def is_across(case: str) -> bool:
+    """W1 [E, 2f, d] and W2 [E, d, f]: dgrad reads W1 across."""
+    return case == "dgrad"
 
 
 @functools.lru_cache(maxsize=None)
@@ -77,13 +100,11 @@ def measured(ctx, name: str, kind: str) -> dict[str, dict]:
     import torch
 
     shape = SHAPES[name]
-    ids, _ = routing(shape.T, shape.E, shape.K, kind)
-    counts = torch.bincount(ids.flatten().long(), minlength=shape.E)
+    counts = counts_of(shape, kind)
     result = {}
     for case in CASES:
         n, k = sizes(shape, case)
-        # W1 [E, 2f, d] and W2 [E, d, f]: dgrad reads W1 across.
-        result[case] = rates(ctx, counts, n, k, across=case == "dgrad", beside=name)
+        result[case] = rates(ctx, counts, n, k, across=is_across(case), beside=name)
         result[case]["limit"] = 2 * shape.rows * n * k / limit(shape, case, counts.tolist()) / 1e12
         torch.cuda.empty_cache()
     return result
