@@ -1,5 +1,6 @@
 """The programs of the README and of docs/, extracted and run."""
 
+import json
 import os
 import re
 import shutil
@@ -59,6 +60,14 @@ def test_files_that_it_names_exist():
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_its_table_of_speed_is_that_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benches")
+    import speed_table
+
+    text, targets = (ROOT / "README.md").read_text(), (ROOT / "benches/results/targets.json").read_text()
+    assert speed_table.with_table(text, json.loads(targets)) == text, "run benches/speed_table.py"
 
 
 def test_every_operation_has_its_row():
