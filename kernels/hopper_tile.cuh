@@ -58,9 +58,9 @@ __device__ inline void acquire(const BoxSource &source, int group) {
   if (source.maps != nullptr) acquire_map(source.maps + group);
 }
 
-// The warp's stores by boxes have read what it laid out. Which of its lanes has issued them is for elect_one to say.
+// The warp's stores by boxes have read what it laid out.
 __device__ inline void wait_for_boxes() {
-  store_wait();
+  if (threadIdx.x % 32 == 0) store_wait();
   __syncwarp();
 }
 

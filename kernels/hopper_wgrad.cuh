@@ -2,7 +2,6 @@
 #pragma once
 
 #include "hopper_accumulate.cuh"
-#include "hopper_boxes.cuh"
 #include "hopper_gemm.cuh"
 
 namespace hopper {
@@ -19,8 +18,7 @@ template <class T, int WIDTH, bool TURNS, bool GATHERED, bool AHEAD> struct Wgra
   static constexpr bool MASKS = true;
   static constexpr bool PREPARES = AHEAD;
   static constexpr bool ROLLED = false;
-  // Elsewhere the code of it costs more than it gains.
-  static constexpr bool BOXES = WIDTH == 192 && !AHEAD && !GATHERED;
+  static constexpr bool BOXES = false;
   static constexpr int STAGING = HOPPER_STAGING;
   // Strips that a warp has room for.
   static constexpr int PLACES = AHEAD ? HOPPER_PLACES : 1;
@@ -66,13 +64,6 @@ template <class T, int WIDTH, bool TURNS, bool GATHERED, bool AHEAD> struct Wgra
     if (!swapped()) {
       if (accumulate<false>(to, row, sums, staging)) return;
       part(to, row, staging);
-      if constexpr (BOXES) {
-        if (to.narrow && !to.add) {
-          const StoredBoxes boxes = {p.boxed ? &p.out_boxes : nullptr, tile.column, tile.group * rows() + tile.row};
-          return store_boxed<T, COLUMNS / 2, PLACES>(to, boxes, row, sums, staging);
-        }
-        part(to, row, staging);
-      }
       return store<T>(to, row, sums, staging);
     }
     part(to, row, staging);

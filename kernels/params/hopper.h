@@ -37,9 +37,6 @@ struct HopperWgradParams {
   /// Unused where `left` is gathered.
   BoxSource a_boxes;
   BoxSource b_boxes;
-  /// By which whole rows of `out` are stored, if they are.
-  TensorMap out_boxes;
-  bool boxed;
   WgradParams wgrad;
   /// Of the ring of copies.
   int32_t stages;

@@ -66,9 +66,6 @@ pub struct HopperWgradParams {
     /// Unused where `left` is gathered.
     pub a_boxes: BoxSource,
     pub b_boxes: BoxSource,
-    /// By which whole rows of `out` are stored, if they are.
-    pub out_boxes: TensorMap,
-    pub boxed: bool,
     pub wgrad: WgradParams,
     /// Of the ring of copies.
     pub stages: i32,
@@ -150,17 +147,6 @@ fn narrow(p: &Linear) -> bool {
 fn output_boxes(p: &Linear) -> Option<Boxes> {
     let boxes = row_boxes(&p.c, p.groups.rows_max, p.n, 16, false);
     (narrow(p) && p.n % 8 == 0 && boxes.fits() && boxes_allowed()).then_some(boxes)
-}
-
-/// The same of weights' gradients, as rows of one matrix, where groups follow each other.
-fn gradient_boxes(p: &WgradParams) -> Option<Boxes> {
-    let (out, groups) = (&p.out, p.groups.count);
-    let narrow = out.dtype != Dtype::Fp32 && !p.mode.add && p.mode.device.is_null();
-    let one_matrix = out.pointers.is_null() && (groups == 1 || out.group_stride == p.rows * out.pitch);
-    let data = out.data.wrapping_offset((out.offset * 2) as isize);
-    let (dtype, rows, columns, pitch) = (out.dtype, p.rows.saturating_mul(groups), p.columns, out.pitch);
-    let boxes = Boxes { dtype, data, groups: 1, rows, columns, pitch, group_stride: 0, box_rows: 16, grouped: false };
-    (narrow && one_matrix && columns % 8 == 0 && boxes.fits() && boxes_allowed()).then_some(boxes)
 }
 
 /// Places of 16 rows from which a warp stores boxes (kernels/hopper_linear.cuh).
@@ -309,17 +295,10 @@ pub fn wgrad(launcher: &Launcher, p: WgradParams) -> Result<()> {
     let mut params = HopperWgradParams {
         a_boxes: BoxSource::ABSENT,
         b_boxes: row_boxes(&p.right, p.groups.rows_max, p.columns, 32, true).source(launcher)?,
-        out_boxes: TensorMap { words: [0; 16] },
-        boxed: false,
         wgrad: p,
         stages: 0,
         transposed,
     };
-    // kernels/hopper_wgrad.cuh: BOXES.
-    if let Some(boxes) = gradient_boxes(&p).filter(|_| columns == 192 && !indexed) {
-        params.out_boxes = boxes.map(launcher)?;
-        params.boxed = true;
-    }
     if !indexed {
         params.a_boxes = row_boxes(&p.left, p.groups.rows_max, p.rows, 64, false).source(launcher)?;
     }
